@@ -1,0 +1,68 @@
+//! Bounds of this program, in one place. Sizes in bytes unless the name says otherwise.
+
+use std::time::Duration;
+
+/// Largest payload of one event. A dead letter carries it in base64 (4/3 as long), and a row must fit a block alone.
+pub const EVENT_PAYLOAD_BYTES_MAX: usize = 512 << 10;
+/// Longest topic: the protocol's own bound.
+pub const TOPIC_BYTES_MAX: usize = 65_535;
+/// Nesting of a JSON payload, its outermost object or list counted.
+pub const JSON_DEPTH_MAX: usize = 64;
+/// Longest error text kept in a dead letter.
+pub const ERROR_BYTES_MAX: usize = 500;
+
+/// Largest body of one HTTP request.
+pub const HTTP_BODY_BYTES_MAX: usize = 1 << 20;
+/// Most events in one HTTP request.
+pub const HTTP_EVENTS_MAX: usize = 16_384;
+/// Longest `Idempotency-Key`.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+/// Most `Idempotency-Key`s that are remembered; the oldest are forgotten first.
+pub const IDEMPOTENCY_KEYS_MAX: usize = 100_000;
+/// How long an `Idempotency-Key` is remembered.
+pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// What a caller is told to wait when the buffer is full.
+pub const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// Topics whose routes are remembered; at more the memory starts anew.
+pub const ROUTE_CACHE_MAX: usize = 65_536;
+/// Most streams of one gateway.
+pub const STREAMS_MAX: usize = 256;
+/// Most sources of one gateway.
+pub const SOURCES_MAX: usize = 64;
+/// Most connections of one listener.
+pub const CONNECTIONS_MAX: usize = 10_000;
+
+/// A step takes whole input frames until it has this many events…
+pub const STEP_EVENTS: usize = 8_192;
+/// …or this many bytes of them.
+pub const STEP_BYTES: usize = 2 << 20;
+/// Steps of one lane that may wait for the writer of the output log.
+pub const STEPS_WAITING_MAX: usize = 4;
+/// Most frames that the writer puts under one sync.
+pub const STEPS_PER_SYNC_MAX: usize = 64;
+
+/// Most keys (devices, for instance) of one windowed stream; rows of further keys are dead letters.
+pub const WINDOW_KEYS_MAX: usize = 200_000;
+/// Most open windows of one stream; rows that would open more are dead letters.
+pub const WINDOWS_OPEN_MAX: usize = 400_000;
+/// Most dedup keys that a stream may ask to remember.
+pub const DEDUP_KEYS_MAX: i64 = 2_000_000;
+
+/// Rows that may fail one after the other before a module is suspended.
+pub const MODULE_FAILURES_MAX: u32 = 16;
+/// How long a suspended module rests before it is tried again.
+pub const MODULE_REST: Duration = Duration::from_secs(60);
+/// The first and the longest wait before a held lane tries again.
+pub const HOLD_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Largest uploaded module.
+pub const MODULE_BYTES_MAX: usize = 32 << 20;
+
+/// Loss entries kept per stream; at more the newest is widened.
+pub const LOSS_ENTRIES_MAX: usize = 256;
+
+/// How long the stages have to finish after SIGTERM.
+pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
+
+const _: () = assert!(EVENT_PAYLOAD_BYTES_MAX / 3 * 4 + TOPIC_BYTES_MAX < record::limits::BLOCK_BYTES_MAX);
+const _: () = assert!(STEP_EVENTS <= record::limits::BATCH_ROWS_MAX);
