@@ -1,2 +1,60 @@
-//! Room not furnished yet.
-fn main() {}
+//! `cargo xtask …`: everything that is done with this repository, one command each.
+//!
+//! Each command does its own set-up, says what it does, and is safe to repeat. Results go to stdout, everything else
+//! to stderr.
+
+mod bench;
+mod build;
+mod run;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  setup                       check what is needed; install it where that is possible
+  test                        all tests, exactly as the continuous integration runs them
+  modules                     build the WASM modules of wasm-udfs/ into target/modules/
+  demo [--json] [--keep]      the main job on real data, with crashes in the middle
+  chaos [--rounds N] [--seed S] [--json]
+                              SIGKILL at random moments under load, then compare every row
+  crash-sim [--seeds N] [--seed S]
+                              the journal on a simulated disk that crashes
+  bench NAME [--json]         one benchmark; without NAME the list of them
+  release-gateway             the gateway as it goes onto a device: small and stripped";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (command, rest) = match args.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    let done = match command {
+        "setup" => setup::all(),
+        "test" => test::test(),
+        "modules" => setup::for_modules().and_then(|()| build::programs()).and_then(|()| build::modules()),
+        "demo" => build::program_of_tests("demo", rest),
+        "chaos" => build::program_of_tests("chaos", rest),
+        "crash-sim" => build::crash_sim(rest),
+        "bench" => bench::bench(rest),
+        "release-gateway" => build::release_gateway(),
+        "" | "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprintln!("no command `{other}`\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
