@@ -56,7 +56,7 @@ fn decode_block(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Failure> {
     let Some(head) = bytes.get(HASH..HASH + HEAD) else { return Ok(None) };
     let word = |b: &[u8]| b.try_into().map(u32::from_le_bytes).unwrap_or_default() as usize;
     let (method, packed, content) = (head[0], word(&head[1..5]), word(&head[5..9]));
-    if packed < HEAD || packed > FRAME_BYTES_MAX || content > FRAME_BYTES_MAX {
+    if !(HEAD..=FRAME_BYTES_MAX).contains(&packed) || content > FRAME_BYTES_MAX {
         return Err(Failure::new(
             code::TOO_LARGE,
             format!("a compressed block claims {packed} and {content} bytes, the limit is {FRAME_BYTES_MAX}"),
