@@ -192,6 +192,12 @@ impl<'d> Pass<'d> {
     }
 
     fn event(&mut self, index: u32, event: &Event<'_>) -> Result<(), RecordError> {
+        if event.delivery.cut {
+            let max = crate::limits::EVENT_PAYLOAD_BYTES_MAX;
+            let error = format!("the payload was larger than {max} bytes; this is its beginning");
+            self.bury(event, event.payload, String::new(), Refusal::new(Reason::TooLarge, error));
+            return Ok(());
+        }
         let Ok(text) = std::str::from_utf8(event.payload) else {
             let error = "the payload is not UTF-8".to_owned();
             self.bury(event, event.payload, String::new(), Refusal::new(Reason::Utf8, error));

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Largest payload of one event. A dead letter carries it in base64 (4/3 as long), and a row must fit a block alone.
 pub const EVENT_PAYLOAD_BYTES_MAX: usize = 512 << 10;
+/// What is kept of a larger payload, for its dead letter.
+pub const CUT_PAYLOAD_BYTES: usize = 1 << 10;
 /// Longest topic: the protocol's own bound.
 pub const TOPIC_BYTES_MAX: usize = 65_535;
 /// Nesting of a JSON payload, its outermost object or list counted.
@@ -23,6 +25,14 @@ pub const IDEMPOTENCY_KEYS_MAX: usize = 100_000;
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// What a caller is told to wait when the buffer is full.
 pub const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// The first and the longest wait between tries to connect to a broker.
+pub const BROKER_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Largest packet that is taken from a broker: above the size of an event, so that an oversized message becomes a dead
+/// letter instead of ending the connection again and again.
+pub const BROKER_PACKET_BYTES_MAX: usize = 32 << 20;
+/// Bytes of a broker's messages that may wait for the buffer; at more the connection is not read.
+pub const BROKER_UNPUSHED_BYTES_MAX: usize = 1 << 20;
 
 /// Topics whose routes are remembered; at more the memory starts anew.
 pub const ROUTE_CACHE_MAX: usize = 65_536;

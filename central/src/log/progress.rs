@@ -3,8 +3,6 @@
 
 use super::codec::{CodecError, Reader, Writer};
 use crate::limits::{LOSS_ENTRIES_MAX, REASON_BYTES_MAX};
-use link::limits::RETIRED_MAX;
-pub use link::receive::Head;
 use record::{Counts, Digest, GatewayId, Incarnation, Seq, StreamName};
 
 /// The three kinds of progress.
@@ -28,6 +26,21 @@ pub struct ProgressKey {
     pub stream: StreamName,
     /// Which of its records.
     pub kind: ProgressKind,
+}
+
+/// How far a gateway's stream is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The life of the gateway's folder.
+    pub incarnation: Incarnation,
+    /// The last seq stored (or declared lost); 0 before the first.
+    pub last: Seq,
+    /// The hash of the block that ends there: the head of the chain.
+    pub hash: Digest,
+    /// Rows stored in this incarnation.
+    pub rows: u64,
+    /// Rows of this incarnation that the gateway declared lost after they had a seq.
+    pub lost: u64,
 }
 
 /// A loss that the gateway declared.
@@ -160,19 +173,16 @@ fn put_head(w: &mut Writer, h: &Head) {
     w.digest(&h.hash);
     w.u64(h.rows);
     w.u64(h.lost);
-    w.u64(h.rows_before);
-    w.u32(u32::try_from(h.retired.len()).unwrap_or(u32::MAX));
-    h.retired.iter().for_each(|i| w.u64(i.0));
 }
 
 fn take_head(r: &mut Reader<'_>) -> Result<Head, CodecError> {
-    let (incarnation, last, hash) = (Incarnation(r.u64()?), Seq(r.u64()?), r.digest()?);
-    let (rows, lost, rows_before, n) = (r.u64()?, r.u64()?, r.u64()?, r.u32()? as usize);
-    if n > RETIRED_MAX {
-        return Err(CodecError(format!("{n} retired incarnations")));
-    }
-    let retired = (0..n).map(|_| r.u64().map(Incarnation)).collect::<Result<_, _>>()?;
-    Ok(Head { incarnation, last, hash, rows, lost, rows_before, retired })
+    Ok(Head {
+        incarnation: Incarnation(r.u64()?),
+        last: Seq(r.u64()?),
+        hash: r.digest()?,
+        rows: r.u64()?,
+        lost: r.u64()?,
+    })
 }
 
 fn put_counted(w: &mut Writer, c: &Counted) {
@@ -260,8 +270,6 @@ mod tests {
                 hash: Digest::of(b"h"),
                 rows: 2,
                 lost: 0,
-                rows_before: 7,
-                retired: vec![Incarnation(9)],
             }),
             Progress::Counted(Counted {
                 incarnation: Incarnation(1),

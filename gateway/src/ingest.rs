@@ -1,0 +1,404 @@
+//! The door: every source hands its events over here, and acknowledges when the ticket it got is durable.
+//!
+//! Invariants:
+//! - an event is in the input log once for all the lanes that want it, or, when none wants it, counted and forgotten;
+//! - what is recognised as a repeat (a redelivered publish, a known `Idempotency-Key`) is not stored again, and may be
+//!   acknowledged only when everything taken before it is durable, since the first copy may still be on its way;
+//! - a push is taken whole or not at all: a source that is told "full" keeps its events and tries again.
+//!
+//! It never decodes a payload and never acknowledges anything itself.
+
+mod keys;
+mod meta;
+mod repeats;
+pub mod route;
+mod window;
+
+pub use meta::{InputMeta, events_by_stream};
+
+use crate::event::{Delivery, Event};
+use crate::limits::{CUT_PAYLOAD_BYTES, EVENT_PAYLOAD_BYTES_MAX};
+use daemon::metrics::{Counter, CounterVec, Registry};
+use journal::{FrameSeq, Hub, HubOptions, JournalError, Log, PushError, RealDisk, Ticket};
+use meta::Shared;
+use record::{SourceName, clock::Clock};
+use repeats::{Memory, Note, Written, publish_hash};
+use route::{LaneIndex, RouteCache, Routes};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+use tokio::sync::watch;
+
+/// The kind of input frames that hold events.
+pub const EVENTS: u8 = 1;
+
+/// The door of a gateway.
+pub struct Door {
+    hub: Hub<InputMeta>,
+    routes: Arc<Routes>,
+    shared: Arc<Shared>,
+    live: Mutex<Memory>,
+    /// The newest ticket given out.
+    newest: AtomicU64,
+    clock: Arc<dyn Clock>,
+    metrics: DoorMetrics,
+}
+
+struct DoorMetrics {
+    events: CounterVec,
+    bytes: CounterVec,
+    unmatched: CounterVec,
+    repeats: CounterVec,
+    too_large: CounterVec,
+}
+
+impl DoorMetrics {
+    fn new(registry: &Registry) -> Self {
+        let by_source = |name: &str, help: &str| registry.counter_vec(name, help, &["source"]);
+        Self {
+            events: by_source("tidegate_ingest_events_total", "Events taken into the input log."),
+            bytes: by_source("tidegate_ingest_bytes_total", "Bytes of payload taken into the input log."),
+            unmatched: by_source("tidegate_ingest_unmatched_total", "Events whose topic no stream wants."),
+            repeats: by_source(
+                "tidegate_ingest_repeats_total",
+                "Redeliveries recognised and not stored again.",
+            ),
+            too_large: by_source(
+                "tidegate_ingest_too_large_total",
+                "Events over the size limit: dead letters over MQTT, refused over HTTP.",
+            ),
+        }
+    }
+}
+
+/// What a source is made from.
+pub struct DoorParts {
+    /// The input log, opened.
+    pub log: Log<RealDisk>,
+    /// How rounds are collected and bounded.
+    pub options: HubOptions,
+    /// Which streams want what.
+    pub routes: Arc<Routes>,
+    /// Receive times.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Door {
+    /// Rebuilds the memory of repeats from the newest checkpoint and the frames after it, and opens.
+    pub fn open(parts: DoorParts, registry: &Registry) -> Result<Arc<Self>, JournalError> {
+        let DoorParts { log, options, routes, clock } = parts;
+        let live = rebuild(&log)?;
+        // The second copy is decoded from the first one's bytes: both must know the same.
+        let written = Written::new(Memory::decode(&live.encode()).unwrap_or_default());
+        let names = routes.streams().map(|s| s.as_str().to_owned()).collect();
+        let shared = Arc::new(Shared { names, written });
+        let for_checkpoints = shared.clone();
+        let options = HubOptions { kind: EVENTS, ..options };
+        let hub = Hub::start(log, options, Box::new(move || for_checkpoints.written.checkpoint()))?;
+        let metrics = DoorMetrics::new(registry);
+        Ok(Arc::new(Self {
+            hub,
+            routes,
+            shared,
+            live: Mutex::new(live),
+            newest: AtomicU64::new(0),
+            clock,
+            metrics,
+        }))
+    }
+
+    /// A place for one connection or request of a source to put its events.
+    pub fn intake(self: &Arc<Self>, source: &SourceName) -> Intake {
+        let name = source.as_str();
+        let m = &self.metrics;
+        Intake {
+            cache: RouteCache::new(self.routes.clone(), source.clone()),
+            source: source.clone(),
+            scratch: Vec::new(),
+            events: 0,
+            payload_bytes: 0,
+            lanes: vec![0; self.shared.names.len()],
+            notes: Vec::new(),
+            counters: IntakeCounters {
+                events: m.events.with(&[name]),
+                bytes: m.bytes.with(&[name]),
+                unmatched: m.unmatched.with(&[name]),
+                repeats: m.repeats.with(&[name]),
+                too_large: m.too_large.with(&[name]),
+            },
+            door: self.clone(),
+        }
+    }
+
+    /// The newest durable ticket; closed when the input log is poisoned or closed.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.hub.watch()
+    }
+
+    /// Bytes waiting for the next commit.
+    pub fn backlog_bytes(&self) -> usize {
+        self.hub.backlog_bytes()
+    }
+
+    /// Whether pushes are refused because the buffer is full.
+    pub fn is_over_quota(&self) -> bool {
+        self.hub.is_over_quota()
+    }
+
+    /// The hand-off to the input log.
+    pub fn hub(&self) -> &Hub<InputMeta> {
+        &self.hub
+    }
+
+    /// The routes.
+    pub fn routes(&self) -> &Arc<Routes> {
+        &self.routes
+    }
+
+    /// The ticket after which everything taken so far is durable.
+    pub fn newest_ticket(&self) -> Ticket {
+        Ticket(self.newest.load(Ordering::SeqCst))
+    }
+
+    fn live(&self) -> std::sync::MutexGuard<'_, Memory> {
+        // Every change leaves the memory usable at each step, so a panic elsewhere does not spoil it.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn rebuild(log: &Log<RealDisk>) -> Result<Memory, JournalError> {
+    let checkpoint = log.newest_checkpoint()?;
+    let (mut memory, from) = match &checkpoint {
+        Some(frame) => match Memory::decode(&frame.payload) {
+            Some(memory) => (memory, FrameSeq(frame.seq.0 + 1)),
+            None => {
+                tracing::warn!(
+                    frame = frame.seq.0,
+                    "the input log's checkpoint is unreadable: repeats from before it are not recognised"
+                );
+                (Memory::default(), FrameSeq(frame.seq.0 + 1))
+            }
+        },
+        None => (Memory::default(), FrameSeq(1)),
+    };
+    let mut reader = log.reader(from);
+    while let Some(frame) = reader.next()? {
+        if frame.kind == EVENTS {
+            memory.add_frame(&frame.payload);
+        }
+    }
+    Ok(memory)
+}
+
+/// What became of an event at the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It stands in the scratch and goes with the next push.
+    Stored,
+    /// It is a repeat: acknowledge it with the next ticket, store nothing.
+    Repeat,
+    /// No stream wants it.
+    Unmatched,
+    /// A request's event is larger than [`EVENT_PAYLOAD_BYTES_MAX`].
+    TooLarge,
+}
+
+/// A publish as it came in.
+#[derive(Debug, Clone, Copy)]
+pub struct Publish<'a> {
+    /// The client's id.
+    pub client: &'a str,
+    /// Stands for source and client ([`session_hash`]).
+    pub session: u64,
+    /// Topic, checked by the codec.
+    pub topic: &'a str,
+    /// Payload.
+    pub payload: &'a [u8],
+    /// 0 or 1.
+    pub qos: u8,
+    /// The DUP flag.
+    pub dup: bool,
+    /// Packet id; 0 for QoS 0.
+    pub packet_id: u16,
+}
+
+/// A number that stands for a source and a client of it, the same in every run; never 0.
+pub fn session_hash(source: &SourceName, client: &str) -> u64 {
+    mqtt::hash::xxh64(client.as_bytes(), mqtt::hash::xxh64(source.as_str().as_bytes(), 0)).max(1)
+}
+
+/// Collects the events of one read or request and pushes them at once.
+pub struct Intake {
+    door: Arc<Door>,
+    source: SourceName,
+    cache: RouteCache,
+    scratch: Vec<u8>,
+    events: u32,
+    payload_bytes: u64,
+    lanes: Vec<u32>,
+    notes: Vec<Note>,
+    counters: IntakeCounters,
+}
+
+struct IntakeCounters {
+    events: Counter,
+    bytes: Counter,
+    unmatched: Counter,
+    repeats: Counter,
+    too_large: Counter,
+}
+
+impl Intake {
+    /// Takes a publish into the scratch. A stored QoS 1 publish is remembered as soon as it is pushed. One that is too
+    /// large is stored with the beginning of its payload only and becomes a dead letter: refusing it would make its
+    /// sender repeat it for ever.
+    pub fn publish(&mut self, p: &Publish<'_>) -> Taken {
+        let lanes = self.cache.by_topic(p.topic);
+        if lanes.is_empty() {
+            self.counters.unmatched.inc();
+            return Taken::Unmatched;
+        }
+        let cut = p.payload.len() > EVENT_PAYLOAD_BYTES_MAX;
+        let payload = if cut { &p.payload[..CUT_PAYLOAD_BYTES] } else { p.payload };
+        if cut {
+            self.counters.too_large.inc();
+        }
+        if p.qos > 0 {
+            let hash = publish_hash(p.topic, payload);
+            if p.dup && self.is_repeat(p, hash) {
+                self.counters.repeats.inc();
+                return Taken::Repeat;
+            }
+            self.notes.push(Note::Publish { session: p.session, packet_id: p.packet_id, hash });
+        }
+        let delivery = Delivery {
+            qos: p.qos,
+            dup: p.dup,
+            http: false,
+            cut,
+            packet_id: p.packet_id,
+            session: if p.qos > 0 { p.session } else { 0 },
+        };
+        self.store(delivery, "", p.client, p.topic, payload, &lanes);
+        Taken::Stored
+    }
+
+    /// Whether a publish with DUP repeats one that was stored, or one that stands in this scratch.
+    fn is_repeat(&self, p: &Publish<'_>, hash: u64) -> bool {
+        let mine = Note::Publish { session: p.session, packet_id: p.packet_id, hash };
+        self.notes.contains(&mine) || self.door.live().publishes.is_redelivery(p.session, p.packet_id, hash)
+    }
+
+    /// Takes an event of an HTTP request for the named lane.
+    pub fn post(&mut self, lane: LaneIndex, key: u64, stream: &str, device: &str, payload: &[u8]) -> Taken {
+        if payload.len() > EVENT_PAYLOAD_BYTES_MAX {
+            self.counters.too_large.inc();
+            return Taken::TooLarge;
+        }
+        let delivery = Delivery { http: true, session: key, ..Delivery::default() };
+        self.store(delivery, stream, device, "", payload, &[lane]);
+        Taken::Stored
+    }
+
+    fn store(
+        &mut self,
+        delivery: Delivery,
+        stream: &str,
+        client: &str,
+        topic: &str,
+        payload: &[u8],
+        lanes: &[LaneIndex],
+    ) {
+        let received_ns = self.door.clock.wall_ns();
+        let source = self.source.as_str();
+        Event { delivery, received_ns, source, stream, client, topic, payload }.encode(&mut self.scratch);
+        self.events += 1;
+        self.payload_bytes += payload.len() as u64;
+        for lane in lanes {
+            if let Some(n) = self.lanes.get_mut(usize::from(*lane)) {
+                *n += 1;
+            }
+        }
+    }
+
+    /// Events in the scratch.
+    pub fn events(&self) -> u32 {
+        self.events
+    }
+
+    /// Bytes in the scratch.
+    pub fn bytes(&self) -> usize {
+        self.scratch.len()
+    }
+
+    /// Pushes the scratch. The ticket covers it and everything taken before it; with an empty scratch it covers what
+    /// was taken before. On an error the scratch stays as it is, to be pushed again.
+    pub fn push(&mut self) -> Result<Ticket, PushError> {
+        if self.events == 0 {
+            return Ok(self.door.newest_ticket());
+        }
+        // Held across the push: a repeat that comes over another connection meanwhile must find the notes.
+        let mut live = (!self.notes.is_empty()).then(|| self.door.live());
+        let ticket = self.hand_over()?;
+        if let Some(live) = &mut live {
+            self.notes.iter().for_each(|n| live.add(n));
+        }
+        drop(live);
+        self.clear_counted();
+        Ok(ticket)
+    }
+
+    /// Pushes an HTTP request's events unless its key is known: then nothing is stored and the second value is true.
+    pub fn push_keyed(&mut self, key: u64) -> Result<(Ticket, bool), PushError> {
+        let now = self.door.clock.wall_ns();
+        let mut live = self.door.live();
+        if live.keys.knows(key, now) {
+            drop(live);
+            self.counters.repeats.inc_by(self.events.into());
+            self.discard();
+            return Ok((self.door.newest_ticket(), true));
+        }
+        self.notes.push(Note::Key { key, received_ns: now });
+        match self.hand_over() {
+            Ok(ticket) => {
+                live.keys.add(key, now);
+                drop(live);
+                self.clear_counted();
+                Ok((ticket, false))
+            }
+            Err(e) => {
+                self.notes.pop();
+                Err(e)
+            }
+        }
+    }
+
+    fn hand_over(&self) -> Result<Ticket, PushError> {
+        let ticket = self.door.hub.push(&self.scratch, self.events, |meta| {
+            if meta.shared.is_none() {
+                meta.shared = Some(self.door.shared.clone());
+            }
+            meta.lanes.resize(self.lanes.len(), 0);
+            meta.lanes.iter_mut().zip(&self.lanes).for_each(|(total, n)| *total += n);
+            meta.notes.extend_from_slice(&self.notes);
+        })?;
+        self.door.newest.fetch_max(ticket.0, Ordering::SeqCst);
+        Ok(ticket)
+    }
+
+    fn clear_counted(&mut self) {
+        self.counters.events.inc_by(self.events.into());
+        self.counters.bytes.inc_by(self.payload_bytes);
+        self.discard();
+    }
+
+    /// Forgets what is in the scratch.
+    pub fn discard(&mut self) {
+        self.scratch.clear();
+        self.notes.clear();
+        self.lanes.fill(0);
+        self.events = 0;
+        self.payload_bytes = 0;
+    }
+}
