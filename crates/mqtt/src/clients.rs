@@ -40,18 +40,8 @@ impl Clients {
         Self { entries: HashMap::new(), sessions_max }
     }
 
-    /// A session that an earlier run of the program is known to have had, found in its log.
-    pub fn restore(&mut self, client_id: &str, now_ns: u64) {
-        self.entries.entry(client_id.to_owned()).or_insert(Entry {
-            connection: None,
-            persistent: true,
-            left_ns: now_ns,
-            expiry_s: u32::MAX,
-        });
-        self.evict();
-    }
-
     /// A client connects. `clean` discards its session; `expiry_s` above zero makes the session outlive the connection.
+    /// `remembered`: the log of an earlier run of the program tells of a session that this directory does not know.
     pub fn attach(
         &mut self,
         client_id: &str,
@@ -59,10 +49,11 @@ impl Clients {
         expiry_s: u32,
         connection: ConnectionId,
         now_ns: u64,
+        remembered: bool,
     ) -> Attached {
         let known = self.entries.get(client_id);
         let taken_over = known.and_then(|entry| entry.connection);
-        let session_present = !clean && known.is_some_and(|entry| entry.is_alive(now_ns));
+        let session_present = !clean && known.map_or(remembered, |entry| entry.is_alive(now_ns));
         let entry =
             Entry { connection: Some(connection), persistent: expiry_s > 0, left_ns: now_ns, expiry_s };
         self.entries.insert(client_id.to_owned(), entry);
@@ -136,8 +127,11 @@ mod tests {
     #[test]
     fn newer_connection_takes_over_and_older_cannot_detach_it() {
         let mut clients = Clients::new(10);
-        assert_eq!(clients.attach("d", true, 0, A, 0), Attached { taken_over: None, session_present: false });
-        assert_eq!(clients.attach("d", true, 0, B, 1).taken_over, Some(A));
+        assert_eq!(
+            clients.attach("d", true, 0, A, 0, false),
+            Attached { taken_over: None, session_present: false }
+        );
+        assert_eq!(clients.attach("d", true, 0, B, 1, false).taken_over, Some(A));
         clients.detach("d", A, 0, 2);
         assert_eq!(clients.connected(), 1);
         clients.detach("d", B, 0, 3);
@@ -147,14 +141,14 @@ mod tests {
     #[test]
     fn session_is_present_until_cleaned_or_expired() {
         let mut clients = Clients::new(10);
-        clients.attach("d", false, 10, A, 0);
+        clients.attach("d", false, 10, A, 0, false);
         clients.detach("d", A, 10, 0);
-        assert!(clients.attach("d", false, 10, B, 9_999_999_999).session_present);
+        assert!(clients.attach("d", false, 10, B, 9_999_999_999, false).session_present);
         clients.detach("d", B, 10, 10_000_000_000);
-        assert!(!clients.attach("d", false, 10, A, 20_000_000_000).session_present);
+        assert!(!clients.attach("d", false, 10, A, 20_000_000_000, false).session_present);
         clients.detach("d", A, u32::MAX, 0);
-        assert!(!clients.attach("d", true, u32::MAX, B, u64::MAX).session_present);
-        assert!(clients.attach("d", false, u32::MAX, A, u64::MAX).session_present);
+        assert!(!clients.attach("d", true, u32::MAX, B, u64::MAX, false).session_present);
+        assert!(clients.attach("d", false, u32::MAX, A, u64::MAX, false).session_present);
     }
 
     #[test]
@@ -162,18 +156,18 @@ mod tests {
         let mut clients = Clients::new(32);
         for n in 0..200u64 {
             let id = format!("d{n}");
-            clients.attach(&id, false, u32::MAX, A, n);
+            clients.attach(&id, false, u32::MAX, A, n, false);
             clients.detach(&id, A, u32::MAX, n);
         }
         assert!(clients.len() <= 32);
-        assert!(clients.attach("d199", false, 1, A, 200).session_present);
-        assert!(!clients.attach("d0", false, 1, A, 200).session_present);
+        assert!(clients.attach("d199", false, 1, A, 200, false).session_present);
+        assert!(!clients.attach("d0", false, 1, A, 200, false).session_present);
     }
 
     #[test]
-    fn restored_session_is_present() {
+    fn remembered_session_is_present_unless_cleaned() {
         let mut clients = Clients::new(2);
-        clients.restore("d", 0);
-        assert!(clients.attach("d", false, 5, A, 1).session_present);
+        assert!(!clients.attach("c", true, 5, A, 1, true).session_present);
+        assert!(clients.attach("d", false, 5, A, 1, true).session_present);
     }
 }

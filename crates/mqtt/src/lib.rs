@@ -3,6 +3,7 @@
 //! - [`decode`] and [`encode`]: what a client may send, what a server answers. PUBLISH is parsed in place and borrowed
 //!   from the read buffer; nothing is allocated per publish.
 //! - [`Session`]: one connection. Bytes and the time go in; publishes, answers and decisions come out.
+//! - [`redelivery::Window`]: tells a repeated QoS 1 publish from a new one, where that is certain.
 //! - [`Clients`]: which connection a client id belongs to, take-over, session present.
 //! - [`TopicFilter`]: which topics a stream takes.
 //!
@@ -23,6 +24,7 @@ pub mod hash;
 pub mod limits;
 pub mod packet;
 pub mod property;
+pub mod redelivery;
 mod session;
 pub mod topic;
 mod wire;

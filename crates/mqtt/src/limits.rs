@@ -20,6 +20,8 @@ pub const PENDING_ACKS_MAX: usize = 16_384;
 pub const IN_FLIGHT_ASSUMED: u16 = 128;
 /// A larger in-flight bound than this leaves too few of the 65,535 packet ids to tell old from new.
 pub const IN_FLIGHT_JUDGED_MAX: u16 = 16_384;
+/// Packet ids that SUBSCRIBE and UNSUBSCRIBE may hold beside the publishes in flight.
+pub const OTHER_IDS_IN_FLIGHT: u16 = 16;
 /// Most publishes remembered per client.
 pub const WINDOW_RECORDS_PER_CLIENT: usize = 1_024;
 /// Most publishes remembered over all clients.
@@ -33,6 +35,8 @@ pub const PACKET_ID_STEP_MAX: u16 = 16;
 const _: () = assert!(RECEIVE_MAXIMUM_DEFAULT as usize <= WINDOW_RECORDS_PER_CLIENT);
 const _: () = assert!(WINDOW_RECORDS_PER_CLIENT <= WINDOW_RECORDS_TOTAL);
 const _: () = assert!(
-    IN_FLIGHT_JUDGED_MAX as usize + (WINDOW_RECORDS_PER_CLIENT * PACKET_ID_STEP_MAX as usize)
+    IN_FLIGHT_JUDGED_MAX as usize
+        + OTHER_IDS_IN_FLIGHT as usize
+        + (WINDOW_RECORDS_PER_CLIENT * PACKET_ID_STEP_MAX as usize)
         < u16::MAX as usize
 );
