@@ -1,6 +1,7 @@
 //! The disk, handed in: the real one, or one that loses what was not synced and fails when told to.
 
 mod real;
+pub mod sim;
 
 pub use real::{RealDisk, RealFile};
 

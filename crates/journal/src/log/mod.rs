@@ -21,7 +21,11 @@ use crate::{
     reader::Reader,
 };
 use shared::{Segment, Tail};
-use std::{io::IoSlice, path::Path, sync::Arc};
+use std::{
+    io::{self, IoSlice},
+    path::Path,
+    sync::Arc,
+};
 
 /// How a log is opened.
 #[derive(Debug, Clone)]
@@ -209,7 +213,12 @@ impl<D: Disk> Log<D> {
             payload_bytes: image.len() as u32,
             payload_crc: payload_crc(&[image]),
         };
-        let made = shared.disk.create(&path).and_then(|file| {
+        // A start may have left an unfinished one, emptied, to be taken over.
+        let (opened, taken_over) = match shared.disk.create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => (shared.disk.open(&path), true),
+            made => (made, false),
+        };
+        let made = opened.and_then(|file| {
             file.allocate(file_bytes)?;
             file.write_at(&[IoSlice::new(&header.encode(&[])), IoSlice::new(image)], 0)?;
             Ok(file)
@@ -217,8 +226,12 @@ impl<D: Disk> Log<D> {
         let file = match made {
             Ok(file) => Arc::new(file),
             Err(e) => {
-                // The name must be gone for good before the old segment takes a frame of this number.
-                let gone = shared.disk.remove(&path).and_then(|()| shared.disk.sync_dir(&shared.dir));
+                // It must be gone for good before the old segment takes a frame of this number.
+                let gone = if taken_over {
+                    shared.disk.open(&path).and_then(|file| file.set_len(0).and_then(|()| file.sync_data()))
+                } else {
+                    shared.disk.remove(&path).and_then(|()| shared.disk.sync_dir(&shared.dir))
+                };
                 if no_space(&e) && gone.is_ok() {
                     return Err(JournalError::NoSpace { path });
                 }

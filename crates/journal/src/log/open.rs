@@ -5,6 +5,10 @@
 //! frames tells are known to have been whole: a bad one among them is damage, stays, and is quarantined. The
 //! first bad one above is where a crash stopped the writing: the log is cut there, zeros are put behind the cut
 //! and synced, so that nothing of the old tail can ever be taken for a frame again.
+//!
+//! Good frames above it may stand in the page cache only: the process may have been killed before its sync, or
+//! after a sync that failed, and then the kernel holds the pages for clean. They are written again and synced
+//! before anybody may read them.
 
 use super::{
     Log, LogOptions, Newest, Recovery,
@@ -19,7 +23,7 @@ use crate::{
 };
 use std::{
     collections::VecDeque,
-    io,
+    io::{self, IoSlice},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -63,12 +67,14 @@ pub(super) fn open<D: Disk>(
         next = found.next;
         newest = found.newest;
         if newest.is_none() {
-            // Not even its checkpoint became durable. Its number is not used for another frame.
-            disk.remove(&path)
-                .and_then(|()| disk.sync_dir(dir))
-                .map_err(JournalError::io("delete the unfinished", &path))?;
+            // Not even its checkpoint became durable. The empty file stays for its name: numbers below it may
+            // have been told to somebody, and must not be given to other frames. The next segment takes it over.
+            let emptied = disk.open(&path).and_then(|file| file.set_len(0).and_then(|()| file.sync_data()));
+            emptied.map_err(JournalError::io("empty the unfinished", &path))?;
             firsts.pop();
         }
+        // The process may have been killed between making a segment and making its name durable.
+        disk.sync_dir(dir).map_err(JournalError::io("sync", dir))?;
     }
     let segments = measure(&disk, dir, &firsts, newest.as_ref().map(|(n, _)| n.file_bytes))?;
     recovery.bytes = segments.iter().map(|s| s.file_bytes).sum();
@@ -136,6 +142,8 @@ struct Walk {
     /// Numbers that are missing between good frames, first and last.
     holes: Vec<(u64, u64)>,
     index: Vec<(u64, u64)>,
+    /// Where the first frame starts that nothing proves to have been synced.
+    unproven: Option<u64>,
     used: bool,
 }
 
@@ -164,11 +172,29 @@ fn recover<D: Disk>(disk: &D, path: &Path, first: u64, segment_bytes: u64) -> io
         if walk.tail < segment_bytes && file.allocate(segment_bytes).is_ok() {
             file_bytes = file.size()?;
         }
-        file.sync_data()?;
     }
+    if let Some(from) = walk.unproven {
+        write_again(&*file, from, walk.tail)?;
+    }
+    file.sync_data()?;
     let salt = cursor.salt().unwrap_or(0);
     let newest = Newest { first, file, salt, tail: walk.tail, file_bytes, used: walk.used };
     Ok(Recovered { newest: Some((newest, walk.index)), next: walk.next, torn_bytes, quarantined })
+}
+
+/// Makes pages dirty again whose sync may have failed.
+fn write_again<F: DiskFile>(file: &F, mut from: u64, to: u64) -> io::Result<()> {
+    let mut buf = vec![0; limits::READ_CHUNK_BYTES];
+    while from < to {
+        let want = buf.len().min((to - from) as usize);
+        let got = file.read_at(&mut buf[..want], from)?;
+        if got == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        file.write_at(&[IoSlice::new(&buf[..got])], from)?;
+        from += got as u64;
+    }
+    Ok(())
 }
 
 /// The highest number that some frame of the segment proves to have been durable.
@@ -185,7 +211,15 @@ fn walk_durable<F: DiskFile>(cursor: &mut Cursor<F>, first: u64, size: u64) -> i
 
 /// The frames that stay.
 fn walk_frames<F: DiskFile>(cursor: &mut Cursor<F>, first: u64, size: u64, durable: u64) -> io::Result<Walk> {
-    let mut walk = Walk { tail: 0, next: first, durable, holes: Vec::new(), index: Vec::new(), used: false };
+    let mut walk = Walk {
+        tail: 0,
+        next: first,
+        durable,
+        holes: Vec::new(),
+        index: Vec::new(),
+        unproven: None,
+        used: false,
+    };
     let mut meta = Vec::new();
     loop {
         let seqs = walk.next..u64::MAX;
@@ -204,6 +238,9 @@ fn walk_frames<F: DiskFile>(cursor: &mut Cursor<F>, first: u64, size: u64, durab
         }
         if at >= walk.index.last().map_or(0, |&(_, noted)| noted) + limits::INDEX_EVERY_BYTES {
             walk.index.push((header.seq, at));
+        }
+        if header.seq > durable {
+            walk.unproven.get_or_insert(at);
         }
         walk.used |= header.kind != CHECKPOINT;
         walk.next = header.seq + 1;
