@@ -127,7 +127,9 @@ impl World {
             let Some(message) = self.to_server.pop_front() else { break };
             if message.dup {
                 self.take(&mut run, &mut events);
-                if let Verdict::Repeat(ticket) = self.window.judge(CLIENT, message.id, HASH, self.bound) {
+                if let Verdict::Repeat(ticket) =
+                    self.window.judge(CLIENT, message.id, HASH, self.bound, Ticket(self.round - 1))
+                {
                     self.acks_waiting.push_back((ticket, message.id));
                     continue;
                 }
@@ -281,7 +283,8 @@ fn devices_that_reuse_ids_are_never_judged_certain() {
             for _ in 0..3_000 {
                 world.step(true);
                 for id in 1..=20 {
-                    let verdict = world.window.judge(CLIENT, PacketId::new(id).unwrap(), HASH, 20);
+                    let verdict =
+                        world.window.judge(CLIENT, PacketId::new(id).unwrap(), HASH, 20, Ticket(u64::MAX));
                     assert_eq!(verdict, Verdict::Store, "seed {seed}, {ids:?}, id {id}");
                 }
             }

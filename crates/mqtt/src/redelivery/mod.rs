@@ -7,7 +7,8 @@
 //!
 //! 1. it carries DUP. Without DUP nothing is ever guessed (rumqttc 0.25 repeats without it);
 //! 2. the window of its client holds a stored publish with the same packet id and the same hash of topic and payload;
-//! 3. that stored publish is **certain**.
+//! 3. that stored publish is **certain**, or it is not durable yet: then it was not acknowledged, so that its packet id
+//!    is still in use (MQTT-2.2.1-3) and can stand for nothing else.
 //!
 //! # What certain means
 //!

@@ -21,7 +21,7 @@ fn stored(window: &mut Window, client: ClientKey, ids: impl IntoIterator<Item = 
 }
 
 fn judge(window: &Window, n: u16) -> Verdict {
-    window.judge(CLIENT, id(n), u64::from(n), BOUND)
+    window.judge(CLIENT, id(n), u64::from(n), BOUND, Ticket(9))
 }
 
 fn copy(window: &Window, through: u64) -> Window {
@@ -44,13 +44,22 @@ fn certain_only_behind_the_first_publishes_of_a_count() {
 }
 
 #[test]
+fn what_is_not_durable_was_not_acknowledged_and_is_a_repeat_always() {
+    let mut window = Window::new(Limits::default());
+    stored(&mut window, CLIENT, [1], 5);
+    assert_eq!(window.judge(CLIENT, id(1), 1, BOUND, Ticket(4)), Verdict::Repeat(Ticket(5)));
+    assert_eq!(window.judge(CLIENT, id(1), 2, BOUND, Ticket(4)), Verdict::Store);
+    assert_eq!(window.judge(CLIENT, id(1), 1, BOUND, Ticket(5)), Verdict::Store);
+}
+
+#[test]
 fn another_payload_another_client_or_a_larger_bound_is_no_repeat() {
     let mut window = Window::new(Limits::default());
     stored(&mut window, CLIENT, 1..=100, 1);
-    assert_eq!(window.judge(CLIENT, id(90), 91, BOUND), Verdict::Store);
-    assert_eq!(window.judge(ClientKey(2), id(90), 90, BOUND), Verdict::Store);
-    assert_eq!(window.judge(CLIENT, id(90), 90, 90), Verdict::Store);
-    assert_eq!(window.judge(CLIENT, id(90), 90, IN_FLIGHT_JUDGED_MAX + 1), Verdict::Store);
+    assert_eq!(window.judge(CLIENT, id(90), 91, BOUND, Ticket(9)), Verdict::Store);
+    assert_eq!(window.judge(ClientKey(2), id(90), 90, BOUND, Ticket(9)), Verdict::Store);
+    assert_eq!(window.judge(CLIENT, id(90), 90, 90, Ticket(9)), Verdict::Store);
+    assert_eq!(window.judge(CLIENT, id(90), 90, IN_FLIGHT_JUDGED_MAX + 1, Ticket(9)), Verdict::Store);
     window.record(&Run { records: vec![(id(101), 0)], ..Run::continued(CLIENT, true, 90) }, Ticket(2));
     assert_eq!(judge(&window, 90), Verdict::Store, "a bound once seen stays");
 }

@@ -185,19 +185,24 @@ impl Window {
 
     /// Judges a publish that carries DUP; for one without, the answer is always to store it, so do not ask.
     ///
-    /// Publishes of the same client that wait in a [`Run`] are unknown here: record that run first.
-    pub fn judge(&self, client: ClientKey, id: PacketId, hash: u64, in_flight: u16) -> Verdict {
+    /// `in_flight` is the bound of the connection, `durable` the newest durable ticket. Publishes of the same client
+    /// that wait in a [`Run`] are unknown here: record that run first.
+    pub fn judge(
+        &self,
+        client: ClientKey,
+        id: PacketId,
+        hash: u64,
+        in_flight: u16,
+        durable: Ticket,
+    ) -> Verdict {
         let Some(known) = self.clients.get(&client) else { return Verdict::Store };
+        let Some((number, record)) = known.find(id).filter(|(_, record)| record.hash == hash) else {
+            return Verdict::Store;
+        };
         let in_flight = known.in_flight.max(in_flight);
         let bound = u64::from(in_flight) + u64::from(limits::OTHER_IDS_IN_FLIGHT);
-        match known.find(id) {
-            Some((number, record))
-                if record.hash == hash && in_flight <= limits::IN_FLIGHT_JUDGED_MAX && number > bound =>
-            {
-                Verdict::Repeat(record.ticket)
-            }
-            _ => Verdict::Store,
-        }
+        let certain = in_flight <= limits::IN_FLIGHT_JUDGED_MAX && number > bound;
+        if certain || record.ticket > durable { Verdict::Repeat(record.ticket) } else { Verdict::Store }
     }
 
     /// Remembers a run that the journal has taken under `ticket`. At start: runs of the log's frames, with ticket 0.
@@ -205,25 +210,47 @@ impl Window {
         if !run.matters() {
             return;
         }
+        self.begin(run, ticket);
+        for &(id, hash) in &run.records {
+            self.store(run.client, id, hash, ticket);
+        }
+    }
+
+    /// Remembers what a run says of its session, without its publishes.
+    pub fn begin(&mut self, run: &Run, ticket: Ticket) {
         if run.opens {
             self.forget(run.client);
         }
-        self.uses += 1;
-        let client = self.clients.entry(run.client).or_insert_with(|| Client {
-            opened: ticket,
-            used: self.uses,
-            ..Client::default()
-        });
-        self.by_use.remove(&client.used);
-        client.used = self.uses;
-        self.by_use.insert(self.uses, run.client);
+        let client = self.touch(run.client, ticket);
         client.persistent = run.persistent;
         client.in_flight = client.in_flight.max(run.in_flight);
-        for &(id, hash) in &run.records {
-            let change = client.add(Record { hash, ticket, id }, self.limits.records_per_client);
-            self.records = self.records.saturating_add_signed(change);
-        }
         self.evict(run.client);
+    }
+
+    /// Remembers one publish that the journal has taken under `ticket`.
+    pub fn store(&mut self, key: ClientKey, id: PacketId, hash: u64, ticket: Ticket) {
+        let records_max = self.limits.records_per_client;
+        let change = self.touch(key, ticket).add(Record { hash, ticket, id }, records_max);
+        self.records = self.records.saturating_add_signed(change);
+        self.evict(key);
+    }
+
+    /// The client, made if it is not there, as the one used last.
+    fn touch(&mut self, key: ClientKey, ticket: Ticket) -> &mut Client {
+        let newest = self.uses;
+        let client = self.clients.entry(key).or_insert_with(|| Client {
+            opened: ticket,
+            used: 0,
+            ..Client::default()
+        });
+        // Publishes come in runs of one client, which is then the newest already.
+        if client.used == 0 || client.used != newest {
+            self.by_use.remove(&client.used);
+            self.uses += 1;
+            client.used = self.uses;
+            self.by_use.insert(self.uses, key);
+        }
+        client
     }
 
     /// Everything about the client is forgotten, as when its session ends.

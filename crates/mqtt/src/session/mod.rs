@@ -132,11 +132,15 @@ impl Session {
             let Some(frame) = decode::frame(bytes, self.version, self.config.packet_bytes_max)? else {
                 return Ok(Progress::NeedMore);
             };
+            let is_publish = frame.first >> 4 == kind::PUBLISH;
+            if is_publish && sink.is_full() {
+                return Ok(Progress::SinkFull);
+            }
             *used += frame.bytes;
             if self.phase == Phase::Fresh {
                 return self.connect(frame, now_ns).map(Progress::Connect);
             }
-            if frame.first >> 4 == kind::PUBLISH {
+            if is_publish {
                 self.publish(decode::publish(self.version, frame.first, frame.body)?, sink)?;
             } else if self.other(decode::packet(self.version, frame)?, out)? {
                 return Ok(Progress::Left);

@@ -143,7 +143,7 @@ fn connack_of_mqtt_5_tells_the_limits() {
     let written = bench.written();
     let tail: &[u8] = &written[5..];
     let wanted: [&[u8]; 6] = [
-        &[0x21, 4, 0],
+        &[0x21, 1, 0],
         &[0x24, 1],
         &[0x27, 0, 16, 0, 4],
         b"\x12\x00\x06auto-1",
@@ -334,4 +334,26 @@ fn in_flight_bound_grows_with_what_is_seen() {
     bench.session.durable(Ticket(1), &mut bench.out);
     assert_eq!(bench.session.in_flight_bound(), 400);
     assert_eq!(Bench::v5().session.in_flight_bound(), limits::RECEIVE_MAXIMUM_DEFAULT);
+}
+
+#[test]
+fn a_full_sink_leaves_the_rest_in_the_input() {
+    struct OneAtATime(usize);
+    impl PublishSink for OneAtATime {
+        fn publish(&mut self, _: &Incoming<'_>) -> Admission {
+            self.0 += 1;
+            Admission::Taken
+        }
+        fn is_full(&self) -> bool {
+            self.0 > 0
+        }
+    }
+    let mut bench = Bench::v311();
+    let mut input = BytesMut::from(&[publish_v3(0x32, 1, b"x"), publish_v3(0x32, 2, b"y")].concat()[..]);
+    let mut sink = OneAtATime(0);
+    assert_eq!(bench.session.drain(&mut input, 0, &mut sink, &mut bench.out), Ok(Progress::SinkFull));
+    assert_eq!(&input[..], publish_v3(0x32, 2, b"y"));
+    sink.0 = 0;
+    assert_eq!(bench.session.drain(&mut input, 0, &mut sink, &mut bench.out), Ok(Progress::NeedMore));
+    assert_eq!(bench.session.pending(), 2);
 }

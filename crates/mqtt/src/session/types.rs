@@ -73,6 +73,12 @@ pub enum Admission {
 pub trait PublishSink {
     /// Called once per publish.
     fn publish(&mut self, publish: &Incoming<'_>) -> Admission;
+
+    /// True when the next publish must wait until the sink was emptied. A small publish can stand for much more than
+    /// its bytes in the read, when its topic is an alias for instance.
+    fn is_full(&self) -> bool {
+        false
+    }
 }
 
 impl<F: FnMut(&Incoming<'_>) -> Admission> PublishSink for F {
@@ -89,6 +95,8 @@ pub enum Progress {
     NeedMore,
     /// The driver must [`accept`](super::Session::accept) or [`reject`](super::Session::reject).
     Connect(Box<ConnectRequest>),
+    /// The sink is full: empty it and drain again.
+    SinkFull,
     /// The client has disconnected.
     Left,
 }
