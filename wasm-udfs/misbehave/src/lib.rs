@@ -91,8 +91,8 @@ impl Filter for Misbehave {
             Mode::Recurse => Ok(vec![recurse(0); all.len()]),
             Mode::WrongLength => Ok(vec![u64::MAX; all.len() + 1]),
             Mode::Chatter => {
-                for i in 0..100_000 {
-                    log::info(&format!("line {i} {}", "x".repeat(10_000)));
+                for i in 0..10_000 {
+                    log::info(&format!("line {i} {}", "x".repeat(2_000)));
                 }
                 Ok(all)
             }

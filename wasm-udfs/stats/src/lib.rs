@@ -6,7 +6,8 @@
 //! counts as absent. Without any value, the four are absent.
 
 use tidegate_udf::{
-    Aggregate, Batch, Column, Field, Kind, Needs, Result, StateReader, StateWriter, export_aggregate, settings,
+    Aggregate, Batch, Column, Field, Kind, Needs, Result, StateReader, StateWriter, export_aggregate,
+    settings,
 };
 
 /// Layout of a saved state: version, rows, number of columns, then for each column the six numbers of [`Seen`].
@@ -30,8 +31,14 @@ struct Seen {
 }
 
 impl Seen {
-    const NOTHING: Seen =
-        Seen { count: 0, sum: 0.0, min: f64::INFINITY, max: f64::NEG_INFINITY, last: 0.0, last_time: i64::MIN };
+    const NOTHING: Seen = Seen {
+        count: 0,
+        sum: 0.0,
+        min: f64::INFINITY,
+        max: f64::NEG_INFINITY,
+        last: 0.0,
+        last_time: i64::MIN,
+    };
 
     fn add(&mut self, v: f64, time: i64) {
         if v.is_nan() {
