@@ -1,0 +1,292 @@
+//! A whole installation in a temporary folder: an authority, central with its embedded ClickHouse, one gateway.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use link::pki::{self, Role, Validity};
+use tempfile::TempDir;
+
+use crate::http_load::client;
+use crate::program::{self, Program};
+use crate::scrape::Metrics;
+use crate::tables::Api;
+use crate::{ports, wait};
+
+/// The gateway's id in every plant.
+pub const GATEWAY: &str = "plant-1";
+/// How long a program may take to become ready; generous, because a debug build recovers on a busy machine.
+pub const READY: Duration = Duration::from_secs(60);
+
+/// What differs between plants.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `[stream.…]` sections of the gateway.
+    pub streams: String,
+    /// More `[source.…]` sections, beside the listener `floor` and the HTTP source `api`.
+    pub sources: String,
+    /// Modules of `wasm-udfs/` that the gateway has from the start.
+    pub modules: Vec<&'static str>,
+    /// The gateway's quota; its default when empty.
+    pub quota: String,
+    /// A rule file.
+    pub rules: String,
+    /// Alertmanagers' URLs.
+    pub alertmanagers: Vec<String>,
+    /// Webhooks' URLs.
+    pub webhooks: Vec<String>,
+}
+
+/// The installation. Dropping it kills its programs and removes its folder.
+pub struct Plant {
+    /// MQTT listener.
+    pub mqtt: SocketAddr,
+    /// HTTP source.
+    pub http: SocketAddr,
+    /// The gateway's metrics, health and admin API.
+    pub admin: SocketAddr,
+    /// Where central takes gateways.
+    pub link: SocketAddr,
+    /// Central's API.
+    pub api: Api,
+    /// The gateway, while it runs.
+    pub gateway: Option<Program>,
+    /// Central, while it runs.
+    pub central: Option<Program>,
+    // The last field: programs are gone before their folder.
+    folder: TempDir,
+}
+
+impl Plant {
+    /// Writes certificates and configurations; starts nothing.
+    pub fn prepare(options: &Options) -> anyhow::Result<Self> {
+        let folder = TempDir::with_prefix("tidegate-plant-")?;
+        let plant = Self {
+            mqtt: ports::free(),
+            http: ports::free(),
+            admin: ports::free(),
+            link: ports::free(),
+            api: Api::at(ports::free()),
+            gateway: None,
+            central: None,
+            folder,
+        };
+        make_authority(&plant.path("pki"))?;
+        std::fs::create_dir_all(plant.path("rules"))?;
+        if !options.rules.is_empty() {
+            std::fs::write(plant.path("rules/rules.yaml"), &options.rules)?;
+        }
+        plant.configure_gateway(options)?;
+        std::fs::write(plant.path("central.toml"), plant.central_toml(options))?;
+        Ok(plant)
+    }
+
+    /// Prepares, starts both programs and waits until they are ready and connected.
+    pub async fn start(options: &Options) -> anyhow::Result<Self> {
+        let mut plant = Self::prepare(options)?;
+        plant.start_central()?;
+        plant.start_gateway()?;
+        plant.central_ready().await?;
+        plant.gateway_ready().await?;
+        Ok(plant)
+    }
+
+    /// A path in the plant's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes the gateway's configuration (again).
+    pub fn configure_gateway(&self, options: &Options) -> anyhow::Result<()> {
+        Ok(std::fs::write(self.path("gateway.toml"), self.gateway_toml(options)?)?)
+    }
+
+    /// Starts the gateway; it may still be recovering when this returns.
+    pub fn start_gateway(&mut self) -> anyhow::Result<()> {
+        let config = text(&self.path("gateway.toml"))?;
+        let command = program::ours("tidegate-gateway")?;
+        let log = self.path("gateway.log");
+        self.gateway = Some(Program::start("tidegate-gateway", &command, &["--config", &config], &log)?);
+        Ok(())
+    }
+
+    /// Starts central.
+    pub fn start_central(&mut self) -> anyhow::Result<()> {
+        let config = text(&self.path("central.toml"))?;
+        let command = program::ours("tidegate-central")?;
+        let log = self.path("central.log");
+        self.central = Some(Program::start("tidegate-central", &command, &["--config", &config], &log)?);
+        Ok(())
+    }
+
+    /// SIGKILL for the gateway.
+    pub fn kill_gateway(&mut self) {
+        self.gateway = None;
+    }
+
+    /// SIGKILL for central.
+    pub fn kill_central(&mut self) {
+        self.central = None;
+    }
+
+    /// SIGKILL for the ClickHouse that central started; false when there is none at the moment.
+    pub fn kill_clickhouse(&self) -> anyhow::Result<bool> {
+        let Some(central) = &self.central else { return Ok(false) };
+        let children = program::children(central.pid(), "tidegate-clickhouse");
+        for pid in &children {
+            program::send(*pid, rustix::process::Signal::KILL)?;
+        }
+        Ok(!children.is_empty())
+    }
+
+    /// Waits until the gateway says that it is ready.
+    pub async fn gateway_ready(&mut self) -> anyhow::Result<()> {
+        let admin = self.admin;
+        let gateway = self.gateway.as_mut().context("the gateway is not started")?;
+        ready("gateway", admin, gateway).await
+    }
+
+    /// Waits until central says that it is ready.
+    pub async fn central_ready(&mut self) -> anyhow::Result<()> {
+        let api = self.api.address();
+        let central = self.central.as_mut().context("central is not started")?;
+        ready("central", api, central).await
+    }
+
+    /// The gateway's metrics.
+    pub async fn gateway_metrics(&self) -> anyhow::Result<Metrics> {
+        Metrics::of(self.admin).await
+    }
+
+    /// Central's metrics.
+    pub async fn central_metrics(&self) -> anyhow::Result<Metrics> {
+        Metrics::of(self.api.address()).await
+    }
+
+    /// Waits until a table holds at least this many rows; shows both logs when it does not.
+    pub async fn rows(&self, table: &str, count: u64, deadline: Duration) -> anyhow::Result<u64> {
+        let what = format!("{count} rows in {table}");
+        let found =
+            wait::until(&what, deadline, async || self.api.count(table).await.ok().filter(|n| *n >= count))
+                .await;
+        match found {
+            Ok(rows) => Ok(rows),
+            Err(error) => {
+                let there = self.api.count(table).await;
+                Err(error.context(format!("there are {there:?}\n{}", self.logs())))
+            }
+        }
+    }
+
+    /// The ends of both logs, for messages.
+    pub fn logs(&self) -> String {
+        let mut out = String::new();
+        for name in ["gateway.log", "central.log"] {
+            let _ = write!(out, "--- {name}\n{}\n", program::tail(&self.path(name), 25));
+        }
+        out
+    }
+
+    fn gateway_toml(&self, options: &Options) -> anyhow::Result<String> {
+        let mut toml = format!(
+            r#"[gateway]
+id = "{GATEWAY}"
+data-dir = "gateway-data"
+admin = "{}"
+
+[central]
+url = "https://{}"
+tls = {{ ca = "pki/ca.pem", cert = "pki/{GATEWAY}.pem", key = "pki/{GATEWAY}.key" }}
+
+[source.floor]
+kind = "mqtt-listener"
+bind = "{}"
+
+[source.api]
+kind = "http"
+bind = "{}"
+"#,
+            self.admin, self.link, self.mqtt, self.http
+        );
+        if !options.quota.is_empty() {
+            let _ = write!(toml, "\n[buffer]\nquota = \"{}\"\n", options.quota);
+        }
+        if !options.modules.is_empty() {
+            toml.push_str("\n[modules.preload]\n");
+            for name in &options.modules {
+                let _ = writeln!(toml, "\"{name}@0.1.0\" = \"{}\"", text(&program::module(name)?)?);
+            }
+        }
+        toml.push('\n');
+        toml.push_str(&options.sources);
+        toml.push('\n');
+        toml.push_str(&options.streams);
+        Ok(toml)
+    }
+
+    fn central_toml(&self, options: &Options) -> String {
+        let list = |items: &[String]| serde_json::to_string(items).unwrap_or_default();
+        let mut toml = format!(
+            r#"[central]
+data-dir = "central-data"
+
+[link]
+bind = "{}"
+tls = {{ ca = "pki/ca.pem", cert = "pki/central.pem", key = "pki/central.key", revoked = "pki/revoked.txt" }}
+
+[log]
+kind = "embedded"
+
+[clickhouse]
+embedded = true
+
+[api]
+bind = "{}"
+"#,
+            self.link,
+            self.api.address()
+        );
+        if !options.rules.is_empty() {
+            let (managers, hooks) = (list(&options.alertmanagers), list(&options.webhooks));
+            let _ = write!(
+                toml,
+                "\n[alerts]\nrules = [\"rules/*.yaml\"]\nalertmanagers = {managers}\nwebhooks = {hooks}\n"
+            );
+        }
+        toml
+    }
+}
+
+async fn ready(name: &str, address: SocketAddr, program: &mut Program) -> anyhow::Result<()> {
+    let url = format!("http://{address}/readyz");
+    let mut ended = None;
+    let result = wait::until_true(&format!("{name} ready"), READY, async || {
+        if let Err(error) = program.expect_running() {
+            ended = Some(error);
+            return true;
+        }
+        client().get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
+    })
+    .await;
+    match ended {
+        Some(error) => Err(error),
+        None => result.with_context(|| program.log_tail()),
+    }
+}
+
+/// An authority, central's certificate and the gateway's, like `tidegate pki` makes them.
+fn make_authority(folder: &Path) -> anyhow::Result<()> {
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?;
+    let valid = Validity::days(now, 30);
+    pki::init(folder, "tidegate demo authority", valid)?;
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    pki::issue(folder, "central", &Role::Server(names), valid)?;
+    pki::issue(folder, GATEWAY, &Role::Gateway, valid)?;
+    Ok(())
+}
+
+fn text(path: &Path) -> anyhow::Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
+}
