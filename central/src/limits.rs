@@ -1,5 +1,8 @@
 //! Bounds of the central daemon; every queue, group and record stands here.
 
+use record::limits::BLOCK_BYTES_MAX;
+use std::time::Duration;
+
 /// Longest metadata beside a committed offset, in bytes; Kafka's brokers allow 4,096.
 pub const OFFSET_METADATA_BYTES_MAX: usize = 4_096;
 /// Longest name of a consumer group, in bytes.
@@ -8,3 +11,20 @@ pub const GROUP_NAME_BYTES_MAX: usize = 128;
 pub const LOSS_ENTRIES_MAX: usize = 64;
 /// Longest reason in a loss or quarantine entry, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 512;
+
+/// Messages of sessions that may wait for the committer of a partition; each is at most a block.
+pub const COMMITTER_INPUTS: usize = 16;
+/// Schemas that a session remembers as let in; beyond it every block of a further one is looked at.
+pub const SCHEMAS_PER_SESSION_MAX: usize = 4_096;
+/// A connection that does not say Hello by then is ended.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a standing session's certificate is looked up in the list of revoked ones.
+pub const REVOCATION_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// A group is committed at once when it holds so many bytes of blocks; it may go over by one block.
+pub const GROUP_BYTES: usize = 8 << 20;
+/// Most connections that can be configured.
+pub const CONNECTIONS_MAX: i64 = 1 << 20;
+/// After the wish to stop, the stages have so long.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+const _: () = assert!(GROUP_BYTES + BLOCK_BYTES_MAX < journal::limits::PAYLOAD_BYTES_MAX);

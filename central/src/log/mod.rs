@@ -15,6 +15,7 @@
 //! It never opens a block and never judges a sequence: that is the link's and the sink's work.
 
 mod codec;
+pub mod embedded;
 mod progress;
 
 pub use progress::{

@@ -3,6 +3,8 @@
 
 use super::codec::{CodecError, Reader, Writer};
 use crate::limits::{LOSS_ENTRIES_MAX, REASON_BYTES_MAX};
+use link::limits::RETIRED_MAX;
+pub use link::receive::Head;
 use record::{Counts, Digest, GatewayId, Incarnation, Seq, StreamName};
 
 /// The three kinds of progress.
@@ -26,21 +28,6 @@ pub struct ProgressKey {
     pub stream: StreamName,
     /// Which of its records.
     pub kind: ProgressKind,
-}
-
-/// How far a gateway's stream is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// The life of the gateway's folder.
-    pub incarnation: Incarnation,
-    /// The last seq stored (or declared lost); 0 before the first.
-    pub last: Seq,
-    /// The hash of the block that ends there: the head of the chain.
-    pub hash: Digest,
-    /// Rows stored in this incarnation.
-    pub rows: u64,
-    /// Rows of this incarnation that the gateway declared lost after they had a seq.
-    pub lost: u64,
 }
 
 /// A loss that the gateway declared.
@@ -67,8 +54,10 @@ pub struct LossEntry {
 pub struct Counted {
     /// The life of the gateway's folder that the counts belong to.
     pub incarnation: Incarnation,
-    /// The terms of the conservation equation.
+    /// The terms of the conservation equation, since the incarnation began.
     pub counts: Counts,
+    /// What earlier incarnations had counted when they were last heard.
+    pub earlier: Counts,
     /// The stream's last seq when they were taken.
     pub as_of: Seq,
     /// When central heard them, nanoseconds since the epoch.
@@ -173,21 +162,25 @@ fn put_head(w: &mut Writer, h: &Head) {
     w.digest(&h.hash);
     w.u64(h.rows);
     w.u64(h.lost);
+    w.u64(h.rows_before);
+    w.u32(u32::try_from(h.retired.len()).unwrap_or(u32::MAX));
+    h.retired.iter().for_each(|i| w.u64(i.0));
 }
 
 fn take_head(r: &mut Reader<'_>) -> Result<Head, CodecError> {
-    Ok(Head {
-        incarnation: Incarnation(r.u64()?),
-        last: Seq(r.u64()?),
-        hash: r.digest()?,
-        rows: r.u64()?,
-        lost: r.u64()?,
-    })
+    let (incarnation, last, hash) = (Incarnation(r.u64()?), Seq(r.u64()?), r.digest()?);
+    let (rows, lost, rows_before, n) = (r.u64()?, r.u64()?, r.u64()?, r.u32()? as usize);
+    if n > RETIRED_MAX {
+        return Err(CodecError(format!("{n} retired incarnations")));
+    }
+    let retired = (0..n).map(|_| r.u64().map(Incarnation)).collect::<Result<_, _>>()?;
+    Ok(Head { incarnation, last, hash, rows, lost, rows_before, retired })
 }
 
 fn put_counted(w: &mut Writer, c: &Counted) {
     w.u64(c.incarnation.0);
     w.bytes(&c.counts.to_bytes());
+    w.bytes(&c.earlier.to_bytes());
     w.u64(c.as_of.0);
     w.i64(c.heard_at_ns);
     let newest = &c.losses[c.losses.len().saturating_sub(LOSS_ENTRIES_MAX)..];
@@ -205,8 +198,8 @@ fn put_counted(w: &mut Writer, c: &Counted) {
 
 fn take_counted(r: &mut Reader<'_>) -> Result<Counted, CodecError> {
     let incarnation = Incarnation(r.u64()?);
-    let counts =
-        Counts::from_bytes(r.bytes()?).ok_or_else(|| CodecError("counts of another length".into()))?;
+    let terms = |b: &[u8]| Counts::from_bytes(b).ok_or_else(|| CodecError("counts of another length".into()));
+    let (counts, earlier) = (terms(r.bytes()?)?, terms(r.bytes()?)?);
     let (as_of, heard_at_ns) = (Seq(r.u64()?), r.i64()?);
     let n = r.u32()? as usize;
     if n > LOSS_ENTRIES_MAX {
@@ -224,7 +217,7 @@ fn take_counted(r: &mut Reader<'_>) -> Result<Counted, CodecError> {
             reason: r.text()?.to_owned(),
         });
     }
-    Ok(Counted { incarnation, counts, as_of, heard_at_ns, losses })
+    Ok(Counted { incarnation, counts, earlier, as_of, heard_at_ns, losses })
 }
 
 fn put_quarantined(w: &mut Writer, q: &Quarantined) {
@@ -270,10 +263,13 @@ mod tests {
                 hash: Digest::of(b"h"),
                 rows: 2,
                 lost: 0,
+                rows_before: 7,
+                retired: vec![Incarnation(9)],
             }),
             Progress::Counted(Counted {
                 incarnation: Incarnation(1),
                 counts: Counts { received: 9, kept: 9, ..Counts::default() },
+                earlier: Counts { received: 1, dropped: 1, ..Counts::default() },
                 as_of: Seq(9),
                 heard_at_ns: 4,
                 losses: vec![loss],

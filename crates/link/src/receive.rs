@@ -378,6 +378,21 @@ impl Receiver {
         }
     }
 
+    /// The driver found a reason to take no more of a stream in this session.
+    pub fn refuse_stream(&mut self, id: SessionId, refuse: Refuse) -> Vec<Output> {
+        let mut out = Vec::new();
+        if let Some((name, _)) = self.taker(id, &refuse.stream) {
+            self.refuse(id, &name, refuse, &mut out);
+        }
+        out
+    }
+
+    /// The seq that a stream waits for.
+    pub fn expected(&self, gateway: &GatewayId, stream: &StreamName) -> Seq {
+        let known = self.gateways.get(gateway).and_then(|g| g.streams.get(stream));
+        known.and_then(|s| s.accepted.as_ref()).map_or(Seq(1), Head::next_seq)
+    }
+
     /// What waits to be committed.
     pub fn pending(&self) -> &Group {
         &self.pending

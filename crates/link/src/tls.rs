@@ -115,7 +115,7 @@ impl TlsFiles {
         for cert in certificates(&self.ca, &pems.ca)? {
             roots.add(cert).map_err(|e| bad(&self.ca, e.to_string()))?;
         }
-        let revoked = self.revoked.as_deref().map(Revoked::load).transpose()?;
+        let revoked = self.revoked.as_deref().map(RevokedSerials::load).transpose()?;
         let inner = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
             .build()
             .map_err(|e| bad(&self.ca, e.to_string()))?;
@@ -151,15 +151,16 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The list of refused serials.
+/// The list of refused serials, one a line.
 #[derive(Debug)]
-struct Revoked {
+pub struct RevokedSerials {
     path: PathBuf,
     state: Mutex<(Option<SystemTime>, u64, HashSet<String>)>,
 }
 
-impl Revoked {
-    fn load(path: &Path) -> Result<Self, TlsError> {
+impl RevokedSerials {
+    /// Reads the list.
+    pub fn load(path: &Path) -> Result<Self, TlsError> {
         let me = Self { path: path.to_owned(), state: Mutex::new((None, 0, HashSet::new())) };
         me.refresh()?;
         Ok(me)
@@ -189,7 +190,8 @@ impl Revoked {
         Ok(())
     }
 
-    fn contains(&self, serial: &str) -> bool {
+    /// Whether a serial (lower-case hexadecimal) is refused; reads the file again when it changed.
+    pub fn contains(&self, serial: &str) -> bool {
         if let Err(error) = self.refresh() {
             // The list as it was is still true: a revocation is never taken back by a broken file.
             tracing::error!(%error, "the list of revoked certificates cannot be read again");
@@ -202,7 +204,7 @@ impl Revoked {
 #[derive(Debug)]
 struct Verifier {
     inner: Arc<dyn ClientCertVerifier>,
-    revoked: Option<Revoked>,
+    revoked: Option<RevokedSerials>,
 }
 
 impl ClientCertVerifier for Verifier {

@@ -240,6 +240,11 @@ impl<'c> Section<'c> {
         })
     }
 
+    /// The folder that relative paths in the file start from.
+    pub fn folder(&self) -> PathBuf {
+        self.check.folder().to_owned()
+    }
+
     /// A list of texts; one text alone is a list of one.
     pub fn strings(&self, key: &str) -> Field<'c, Vec<String>> {
         self.read(key, Vec::new(), |value| match value {

@@ -1,0 +1,349 @@
+//! `central.toml`: read key by key, every mistake reported at once with its place.
+
+use crate::{
+    limits::{CONNECTIONS_MAX, GROUP_BYTES},
+    link::LinkConfig,
+    log::embedded::EmbeddedOptions,
+};
+use ::link::{server::ServerConfigLimits, tls::TlsFiles};
+use daemon::config::{Checker, ConfigErrors, Document, Section};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use thiserror::Error;
+
+/// What a process of central does; all in one by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Takes blocks from gateways.
+    pub link: bool,
+    /// Writes ClickHouse.
+    pub sink: bool,
+    /// Judges rules and sends alerts.
+    pub alerts: bool,
+    /// Answers people and programs.
+    pub api: bool,
+}
+
+impl Roles {
+    /// All of them.
+    pub const ALL: Roles = Roles { link: true, sink: true, alerts: true, api: true };
+
+    /// From their names.
+    pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
+        let mut roles = Roles { link: false, sink: false, alerts: false, api: false };
+        for name in names {
+            match name.trim() {
+                "link" => roles.link = true,
+                "sink" => roles.sink = true,
+                "alerts" => roles.alerts = true,
+                "api" => roles.api = true,
+                other => return Err(format!("{other:?} is no role: use link, sink, alerts or api")),
+            }
+        }
+        let none = !(roles.link || roles.sink || roles.alerts || roles.api);
+        if none { Err("names no role".into()) } else { Ok(roles) }
+    }
+}
+
+/// Where ClickHouse is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClickHouse {
+    /// `tidegate-clickhouse`, started and watched by central.
+    Embedded {
+        /// The program; beside central's own when not given.
+        program: Option<PathBuf>,
+        /// The engine's library; searched for when not given.
+        library: Option<PathBuf>,
+        /// Database of the tables.
+        database: String,
+    },
+    /// A server that exists.
+    Server {
+        /// `http://host:8123`.
+        url: String,
+        /// User.
+        user: String,
+        /// The password, read from its file.
+        password: String,
+        /// Database of the tables.
+        database: String,
+    },
+}
+
+impl ClickHouse {
+    /// Database of the tables.
+    pub fn database(&self) -> &str {
+        match self {
+            Self::Embedded { database, .. } | Self::Server { database, .. } => database,
+        }
+    }
+}
+
+/// Rules and whom they tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Alerts {
+    /// Rule files, as patterns with `*` in the last component.
+    pub rules: Vec<PathBuf>,
+    /// Alertmanagers, by URL.
+    pub alertmanagers: Vec<String>,
+    /// Webhooks, by URL.
+    pub webhooks: Vec<String>,
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The folder of everything that central keeps.
+    pub data_dir: PathBuf,
+    /// What this process does.
+    pub roles: Roles,
+    /// The link role; there when the role is.
+    pub link: Option<LinkConfig>,
+    /// The log.
+    pub log: EmbeddedOptions,
+    /// ClickHouse.
+    pub clickhouse: ClickHouse,
+    /// Rules.
+    pub alerts: Alerts,
+    /// Where metrics, health and the API are.
+    pub api: SocketAddr,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigFileError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file has mistakes.
+    #[error(transparent)]
+    Mistakes(#[from] ConfigErrors),
+}
+
+impl Config {
+    /// Reads and checks a file; `roles` given on the command line win.
+    pub fn load(path: &Path, roles: Option<Roles>) -> Result<Self, ConfigFileError> {
+        let read = |source| ConfigFileError::Read { path: path.to_owned(), source };
+        Ok(Self::parse(&fs::read_to_string(path).map_err(read)?, path, roles)?)
+    }
+
+    /// Checks the text of a file.
+    pub fn parse(text: &str, path: &Path, roles: Option<Roles>) -> Result<Self, ConfigErrors> {
+        let document = Document::parse(text, path)?;
+        let check = Checker::new(&document);
+        let root = check.root();
+        let central = root.section("central");
+        let data_dir = central.path_to("data-dir").required();
+        let said = central.strings("roles").optional().map(|names| {
+            Roles::parse(names.iter().map(String::as_str)).unwrap_or_else(|why| {
+                central.error("roles", why);
+                Roles::ALL
+            })
+        });
+        let roles = roles.or(said).unwrap_or(Roles::ALL);
+        // A process without the role may share the file of one that has it: the section is checked all the same.
+        let section = if roles.link { Some(root.section("link")) } else { root.optional_section("link") };
+        let link = section.map(|s| link(&s)).filter(|_| roles.link);
+        let log = root.optional_section("log").map_or_else(default_log, |s| log(&s));
+        let clickhouse = root.optional_section("clickhouse").map_or_else(embedded, |s| clickhouse(&s));
+        let alerts = root.optional_section("alerts").map_or_else(Alerts::default, |s| alerts(&s));
+        let api = root.optional_section("api").and_then(|s| s.socket("bind").optional());
+        let api = api.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9465)));
+        check.finish()?;
+        Ok(Self { data_dir, roles, link, log, clickhouse, alerts, api })
+    }
+}
+
+fn link(section: &Section<'_>) -> LinkConfig {
+    let tls = section.section("tls");
+    let defaults = ServerConfigLimits::default();
+    let connections = section.integer("connections", 1..=CONNECTIONS_MAX).or(defaults.connections as i64);
+    LinkConfig {
+        bind: section.socket("bind").or(SocketAddr::from(([0, 0, 0, 0], 7443))),
+        tls: TlsFiles {
+            ca: tls.path_to("ca").required(),
+            cert: tls.path_to("cert").required(),
+            key: tls.path_to("key").required(),
+            revoked: tls.path_to("revoked").optional(),
+        },
+        commit_interval: section.duration("commit-interval", "0 s", "1 s").or(Duration::from_millis(20)),
+        commit_bytes: GROUP_BYTES,
+        limits: ServerConfigLimits {
+            connections: usize::try_from(connections).unwrap_or(defaults.connections),
+            ..defaults
+        },
+    }
+}
+
+fn default_log() -> EmbeddedOptions {
+    EmbeddedOptions { groups: vec![crate::SINK_GROUP.to_owned()], ..EmbeddedOptions::default() }
+}
+
+fn log(section: &Section<'_>) -> EmbeddedOptions {
+    let kind = section.string("kind").or("embedded".into());
+    if kind != "embedded" {
+        section.error("kind", format!("{kind:?} is not a log that this program has: use \"embedded\""));
+        section.ignore_rest();
+    }
+    let defaults = default_log();
+    let partitions = section.integer("partitions", 1..=256).or(defaults.partitions.into());
+    let options = EmbeddedOptions {
+        partitions: u32::try_from(partitions).unwrap_or(defaults.partitions),
+        segment_bytes: section.bytes("segment", "1 MiB", "1 GiB").or(defaults.segment_bytes),
+        quota_bytes: section.bytes("quota", "16 MiB", "1024 TiB").or(defaults.quota_bytes),
+        keep_bytes: section.bytes("keep", "0 B", "1024 TiB").or(defaults.keep_bytes),
+        groups: defaults.groups,
+    };
+    let least = options.segment_bytes.saturating_mul(2 * u64::from(options.partitions));
+    if options.quota_bytes < least {
+        section.error("quota", format!("must hold two segments of each partition, {least} bytes"));
+    }
+    options
+}
+
+fn embedded() -> ClickHouse {
+    ClickHouse::Embedded { program: None, library: None, database: "tidegate".into() }
+}
+
+fn clickhouse(section: &Section<'_>) -> ClickHouse {
+    let database = section.string("database").or("tidegate".into());
+    if database.len() > 64 || !database.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        section.error("database", "may hold only ASCII letters, digits and '_'");
+    }
+    if section.boolean("embedded").or(!section.keys().contains(&"url".to_owned())) {
+        let program = section.path_to("program").optional();
+        let library = section.path_to("library").optional();
+        return ClickHouse::Embedded { program, library, database };
+    }
+    let url = section.parsed("url", String::new(), |u| http_url(u)).required();
+    let user = section.string("user").or("default".into());
+    let password = match section.path_to("password-file").optional() {
+        None => String::new(),
+        Some(path) => fs::read_to_string(&path).map_or_else(
+            |e| {
+                section.error("password-file", format!("{}: {e}", path.display()));
+                String::new()
+            },
+            |text| text.trim_end_matches(['\r', '\n']).to_owned(),
+        ),
+    };
+    ClickHouse::Server { url, user, password, database }
+}
+
+fn alerts(section: &Section<'_>) -> Alerts {
+    let urls = |key: &str| {
+        let urls = section.strings(key).optional().unwrap_or_default();
+        for url in &urls {
+            if let Err(why) = http_url(url) {
+                section.error(key, why);
+            }
+        }
+        urls
+    };
+    let (alertmanagers, webhooks) = (urls("alertmanagers"), urls("webhooks"));
+    let rules = section.strings("rules").optional().unwrap_or_default();
+    let folder = section.folder();
+    let rules = rules.into_iter().map(|r| folder.join(r)).collect();
+    Alerts { rules, alertmanagers, webhooks }
+}
+
+fn http_url(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    match host {
+        Some(h) if !h.is_empty() && !h.starts_with('/') && !h.contains(char::is_whitespace) => {
+            Ok(text.trim_end_matches('/').to_owned())
+        }
+        _ => Err(format!("`{text}` is not a URL like \"http://127.0.0.1:8123\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigErrors> {
+        Config::parse(text, Path::new("/etc/tidegate/central.toml"), None)
+    }
+
+    const SMALL: &str = r#"
+[central]
+data-dir = "data"
+[link]
+tls = { ca = "ca.pem", cert = "central.pem", key = "central.key" }
+"#;
+
+    #[test]
+    fn a_small_file_is_enough() {
+        let c = parse(SMALL).expect("fine");
+        assert_eq!(c.data_dir, Path::new("/etc/tidegate/data"));
+        assert_eq!(c.roles, Roles::ALL);
+        let link = c.link.expect("the role is on");
+        assert_eq!(link.tls.ca, Path::new("/etc/tidegate/ca.pem"));
+        assert_eq!(link.commit_interval, Duration::from_millis(20));
+        assert_eq!((c.log.partitions, c.log.groups), (2, vec!["sink".to_owned()]));
+        assert!(matches!(c.clickhouse, ClickHouse::Embedded { .. }));
+    }
+
+    #[test]
+    fn a_server_and_rules() {
+        let text = format!(
+            "{SMALL}\n[clickhouse]\nurl = \"http://ch:8123/\"\nuser = \"t\"\n[alerts]\nrules = [\"rules/*.yaml\"]\nwebhooks = \"http://h/x\"\n[api]\nbind = \"127.0.0.1:0\"\n"
+        );
+        let c = parse(&text).expect("fine");
+        assert!(
+            matches!(c.clickhouse, ClickHouse::Server { url, user, .. } if url == "http://ch:8123" && user == "t")
+        );
+        assert_eq!(c.alerts.rules, vec![PathBuf::from("/etc/tidegate/rules/*.yaml")]);
+        assert_eq!(c.alerts.webhooks, vec!["http://h/x"]);
+    }
+
+    #[test]
+    fn five_mistakes_are_five_lines() {
+        let text = r#"
+[central]
+data-dri = "data"
+roles = ["link", "snik"]
+[link]
+bind = "nowhere"
+[log]
+kind = "kafka"
+[alerts]
+alertmanagers = ["am:9093"]
+"#;
+        let errors = parse(text).expect_err("wrong").errors;
+        let all = errors
+            .iter()
+            .map(|e| format!("{}:{} {}", e.line, e.key, e.message))
+            .collect::<Vec<_>>()
+            .join("\n");
+        for needle in [
+            "3:central.data-dri unknown key, did you mean `data-dir`?",
+            "central.data-dir",
+            "4:central.roles \"snik\" is no role",
+            "6:link.bind `nowhere` is not an address",
+            "link.tls missing section",
+            "8:log.kind \"kafka\" is not a log",
+            "alerts.alertmanagers `am:9093` is not a URL",
+        ] {
+            assert!(all.contains(needle), "{needle} in\n{all}");
+        }
+    }
+
+    #[test]
+    fn roles_on_the_command_line_win() {
+        let only = Roles::parse(["sink", "api"]).expect("roles");
+        let c =
+            Config::parse("[central]\ndata-dir = \"d\"\n", Path::new("c.toml"), Some(only)).expect("fine");
+        assert!(c.link.is_none() && !c.roles.link && c.roles.sink);
+        assert!(Roles::parse([""]).is_err());
+    }
+}

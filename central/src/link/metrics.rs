@@ -1,0 +1,98 @@
+//! What the link role counts.
+
+use crate::log::{Log, Partition};
+use ::link::{message::RefuseCode, server::Refusal};
+use daemon::metrics::{Counter, CounterVec, Gauge, Histogram, Registry, SECONDS};
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering::Relaxed},
+};
+
+/// The counters of the link role; cheap to clone.
+#[derive(Clone)]
+pub struct LinkMetrics {
+    pub(super) sessions: Gauge,
+    pub(super) turned_away: CounterVec,
+    pub(super) batches: Counter,
+    pub(super) rows: Counter,
+    pub(super) bytes: Counter,
+    pub(super) repeats: Counter,
+    pub(super) refused: CounterVec,
+    pub(super) lost_rows: Counter,
+    pub(super) commits: Counter,
+    pub(super) commit_failures: CounterVec,
+    pub(super) commit_seconds: Histogram,
+    pub(super) last_batch_ns: Arc<AtomicI64>,
+}
+
+impl LinkMetrics {
+    /// Registers them.
+    pub fn new(registry: &Registry) -> Self {
+        let turned_away = registry.counter_vec(
+            "tidegate_link_connections_refused_total",
+            "Callers that were turned away before they had a session, by reason.",
+            &["reason"],
+        );
+        Refusal::ALL.iter().for_each(|r| drop(turned_away.with(&[r.name()])));
+        let refused = registry.counter_vec(
+            "tidegate_link_streams_refused_total",
+            "Streams that were refused in a session, by reason.",
+            &["reason"],
+        );
+        for code in [RefuseCode::Gap, RefuseCode::Quarantined, RefuseCode::TypeConflict] {
+            refused.with(&[code.name()]);
+        }
+        let commit_failures = registry.counter_vec(
+            "tidegate_link_commit_failures_total",
+            "Groups that the log did not take for certain, by reason.",
+            &["reason"],
+        );
+        ["full", "fenced", "unknown", "refused"].iter().for_each(|r| drop(commit_failures.with(&[r])));
+        let last_batch_ns = Arc::new(AtomicI64::new(0));
+        let last_batch = registry.gauge(
+            "tidegate_link_last_batch_timestamp_seconds",
+            "When the last block was stored, in seconds since the epoch; 0 before the first.",
+        );
+        let newest = last_batch_ns.clone();
+        registry.on_scrape(move || last_batch.set(newest.load(Relaxed) as f64 / 1e9));
+        Self {
+            sessions: registry.gauge("tidegate_link_sessions", "Gateways that are connected."),
+            turned_away,
+            batches: registry.counter("tidegate_link_batches_total", "Blocks stored in the log."),
+            rows: registry.counter("tidegate_link_rows_total", "Rows stored in the log."),
+            bytes: registry.counter("tidegate_link_bytes_total", "Bytes of blocks stored in the log."),
+            repeats: registry.counter(
+                "tidegate_link_repeated_batches_total",
+                "Blocks that came again and were acknowledged without being stored.",
+            ),
+            refused,
+            lost_rows: registry.counter(
+                "tidegate_link_lost_rows_total",
+                "Rows that gateways declared lost after they had a seq.",
+            ),
+            commits: registry.counter("tidegate_link_commits_total", "Groups committed to the log."),
+            commit_failures,
+            commit_seconds: registry.histogram(
+                "tidegate_link_commit_seconds",
+                "How long the log took to commit a group.",
+                SECONDS,
+            ),
+            last_batch_ns,
+        }
+    }
+}
+
+/// Registers size and extent of the log, asked at each scrape.
+pub fn log_metrics(registry: &Registry, log: &Arc<dyn Log>) {
+    let high = registry.gauge_vec(
+        "tidegate_log_end_offset",
+        "One past the newest record of a partition of the log.",
+        &["partition"],
+    );
+    let log = log.clone();
+    registry.on_scrape(move || {
+        for n in 0..log.partitions() {
+            high.with(&[&n.to_string()]).set(log.high_watermark(Partition(n)).0 as f64);
+        }
+    });
+}
