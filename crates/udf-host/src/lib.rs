@@ -27,6 +27,9 @@ mod error;
 mod filter;
 mod host;
 pub mod limits;
+#[cfg(feature = "bench-rows")]
+#[doc(hidden)]
+pub mod rows;
 mod store;
 mod ticker;
 mod transform;
