@@ -9,10 +9,12 @@
 //! - [`nab`]: the real input. [`model`]: what has to come out of it, computed without any of the product's code.
 //! - [`machines`]: the pipeline of the demonstration and the chaos runs. [`demo`]: the demonstration itself.
 //! - [`tables`], [`scrape`], [`webhook`]: what is in the tables, and what the metrics say, what the alerts' receiver got.
+//! - [`bench`]: what the benchmarks of whole programs share.
 //! - [`program`], [`wait`], [`ports`]: processes, conditions with deadlines, addresses.
 //!
 //! Nothing here is a mock of our own programs, and no test waits by sleeping for a guessed time.
 
+pub mod bench;
 pub mod demo;
 pub mod http_load;
 pub mod latency;

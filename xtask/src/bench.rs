@@ -23,6 +23,13 @@ pub(crate) fn bench(args: &[String]) -> anyhow::Result<()> {
     setup::all()?;
     build::programs()?;
     build::modules()?;
+    if target.package == "tidegate-tests" {
+        // Whole programs are measured as they are shipped, and the gateway's size as it goes onto a device.
+        build::release_programs()?;
+    }
+    if name == "footprint" {
+        build::release_gateway()?;
+    }
     let mut cargo =
         workspace.cargo(&["bench", "--quiet", "--package", &target.package, "--bench", name, "--"]);
     become_program(cargo.args(rest))

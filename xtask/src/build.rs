@@ -17,6 +17,11 @@ pub(crate) fn programs() -> anyhow::Result<()> {
     run(&mut Workspace::get()?.cargo(&["build", "--workspace", "--bins", "--exclude", "xtask"]))
 }
 
+/// All programs, optimised, for benchmarks of whole programs.
+pub(crate) fn release_programs() -> anyhow::Result<()> {
+    run(&mut Workspace::get()?.cargo(&["build", "--release", "--workspace", "--bins", "--exclude", "xtask"]))
+}
+
 /// The WASM modules, into `target/modules/`.
 pub(crate) fn modules() -> anyhow::Result<()> {
     let workspace = Workspace::get()?;
@@ -74,6 +79,6 @@ pub(crate) fn release_gateway() -> anyhow::Result<()> {
     run(&mut workspace.cargo(&["build", "--profile", "dist", "--package", "tidegate-gateway"]))?;
     let path = workspace.target.join("dist").join("tidegate-gateway");
     let bytes = std::fs::metadata(&path).with_context(|| format!("no {}", path.display()))?.len();
-    println!("{} {:.1} MB", path.display(), bytes as f64 / 1e6);
+    eprintln!("{} {:.1} MB", path.display(), bytes as f64 / 1e6);
     Ok(())
 }

@@ -11,7 +11,10 @@ use anyhow::{Context, bail};
 
 use crate::run::{on_path, run};
 
-#[allow(unreachable_pub, reason = "a program has no outside; the set-up of one thing reads as its own little library")]
+#[allow(
+    unreachable_pub,
+    reason = "a program has no outside; the set-up of one thing reads as its own little library"
+)]
 mod libchdb;
 
 const WASM_TARGET: &str = "wasm32-unknown-unknown";

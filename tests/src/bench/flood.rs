@@ -5,12 +5,13 @@
 //! its deadline and never sends to another address than loopback.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
+    cell::Cell,
     io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
+use tokio::{io::Interest, net::TcpStream};
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -111,7 +112,8 @@ struct Connection {
 
 impl Connection {
     fn open(flood: &Flood, index: usize, quota: u64) -> Result<Self> {
-        let mut socket = TcpStream::connect(flood.server).with_context(|| format!("connect to {}", flood.server))?;
+        let mut socket = std::net::TcpStream::connect(flood.server)
+            .with_context(|| format!("connect to {}", flood.server))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(Duration::from_secs(10)))?;
         let id = format!("flood-{index}");
@@ -125,6 +127,7 @@ impl Connection {
         socket.read_exact(&mut ack).context("no CONNACK")?;
         ensure!(ack == [0x20, 2, 0, 0], "the server refused the connection: {ack:02x?}");
         socket.set_nonblocking(true)?;
+        let socket = TcpStream::from_std(socket)?;
         let encoded = encode(flood, index);
         Ok(Self { socket, encoded, sent: 0, acknowledged: 0, quota, unsent: 0..0, partial: Vec::new() })
     }
@@ -153,7 +156,7 @@ impl Connection {
                 self.sent += n;
                 begun += n;
             }
-            match self.socket.write(&self.encoded.bytes[self.unsent.clone()]) {
+            match self.socket.try_write(&self.encoded.bytes[self.unsent.clone()]) {
                 Ok(n) => self.unsent.start += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(begun),
                 Err(e) => return Err(e).context("write"),
@@ -163,8 +166,10 @@ impl Connection {
 
     fn read(&mut self, scratch: &mut [u8]) -> Result<()> {
         loop {
-            match self.socket.read(scratch) {
-                Ok(0) => bail!("the server closed the connection after {} acknowledgements", self.acknowledged),
+            match self.socket.try_read(scratch) {
+                Ok(0) => {
+                    bail!("the server closed the connection after {} acknowledgements", self.acknowledged)
+                }
                 Ok(n) => self.take(&scratch[..n])?,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e).context("read"),
@@ -184,55 +189,73 @@ impl Connection {
     }
 }
 
-/// Runs the load until every publish is acknowledged.
+/// Runs the load until every publish is acknowledged. Blocks the calling thread.
 pub fn run(flood: &Flood) -> Result<Flooded> {
     ensure!(flood.server.ip().is_loopback(), "load goes to loopback only, not to {}", flood.server);
-    let share = |i: u64, n: u64| flood.messages / n + u64::from(i < flood.messages % n);
-    let n = flood.connections as u64;
-    let mut all =
-        (0..flood.connections).map(|i| Connection::open(flood, i, share(i as u64, n))).collect::<Result<Vec<_>>>()?;
-    let start = Instant::now();
-    let mut scratch = vec![0; 64 << 10];
-    let mut begun = 0;
-    while !all.iter().all(Connection::done) {
-        ensure!(
-            start.elapsed() < flood.deadline,
-            "only {} of {} acknowledged within {:?}",
-            all.iter().map(|c| c.acknowledged).sum::<u64>(),
-            flood.messages,
-            flood.deadline
-        );
-        let budget = |begun: u64| match flood.rate {
-            None => u64::MAX,
-            Some(rate) => ((start.elapsed().as_secs_f64() * rate as f64) as u64).saturating_sub(begun),
-        };
-        for c in &mut all {
-            begun += c.write(flood, budget(begun))?;
-        }
-        let wait = if flood.rate.is_some() { Duration::from_millis(1) } else { Duration::from_millis(100) };
-        wait_ready(&all, wait)?;
-        for c in &mut all {
-            c.read(&mut scratch)?;
-        }
-    }
-    Ok(Flooded {
-        acknowledged: all.iter().map(|c| c.acknowledged).sum(),
-        seconds: start.elapsed().as_secs_f64(),
-    })
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run_all(flood))
 }
 
-fn wait_ready(all: &[Connection], at_most: Duration) -> Result<()> {
-    let mut fds: Vec<PollFd<'_>> = all
-        .iter()
-        .map(|c| {
-            let write = if c.unsent.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
-            PollFd::new(&c.socket, PollFlags::IN | write)
-        })
-        .collect();
-    let timeout = Timespec { tv_sec: 0, tv_nsec: at_most.subsec_nanos().into() };
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(e) => Err(e).context("poll"),
+async fn run_all(flood: &Flood) -> Result<Flooded> {
+    let n = flood.connections as u64;
+    let share = |i: u64| flood.messages / n + u64::from(i < flood.messages % n);
+    let mut all =
+        (0..n).map(|i| Connection::open(flood, i as usize, share(i))).collect::<Result<Vec<_>>>()?;
+    let pace = Pace { start: Instant::now(), rate: flood.rate, begun: Cell::new(0) };
+    let work = tokio::task::LocalSet::new();
+    let flood = std::rc::Rc::new(flood.clone());
+    let pace = std::rc::Rc::new(pace);
+    let tasks: Vec<_> = all.drain(..).map(|c| work.spawn_local(c.run(flood.clone(), pace.clone()))).collect();
+    let acknowledged = async {
+        let mut sum = 0;
+        for task in tasks {
+            sum += task.await.context("a connection's task ended")??;
+        }
+        anyhow::Ok(sum)
+    };
+    let limited = tokio::time::timeout(flood.deadline, work.run_until(acknowledged)).await;
+    let acknowledged = limited.map_err(|_| {
+        anyhow::anyhow!("not all of {} acknowledged within {:?}", flood.messages, flood.deadline)
+    })??;
+    Ok(Flooded { acknowledged, seconds: pace.start.elapsed().as_secs_f64() })
+}
+
+/// How many publishes all connections together may have begun by now.
+struct Pace {
+    start: Instant,
+    rate: Option<u64>,
+    begun: Cell<u64>,
+}
+
+impl Pace {
+    fn allowed(&self) -> u64 {
+        match self.rate {
+            None => u64::MAX,
+            Some(rate) => {
+                let due = (self.start.elapsed().as_secs_f64() * rate as f64) as u64;
+                due.saturating_sub(self.begun.get())
+            }
+        }
+    }
+}
+
+impl Connection {
+    async fn run(mut self, flood: std::rc::Rc<Flood>, pace: std::rc::Rc<Pace>) -> Result<u64> {
+        let mut scratch = vec![0; 64 << 10];
+        while !self.done() {
+            let begun = self.write(&flood, pace.allowed())?;
+            pace.begun.set(pace.begun.get() + begun);
+            let write = if self.unsent.is_empty() {
+                Interest::READABLE
+            } else {
+                Interest::READABLE | Interest::WRITABLE
+            };
+            tokio::select! {
+                ready = self.socket.ready(write) => { ready?; }
+                () = tokio::time::sleep(Duration::from_millis(1)), if flood.rate.is_some() => {}
+            }
+            self.read(&mut scratch)?;
+        }
+        Ok(self.acknowledged)
     }
 }
 

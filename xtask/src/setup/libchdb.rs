@@ -34,7 +34,9 @@ pub fn libchdb() -> anyhow::Result<PathBuf> {
         return Ok(library);
     }
     if !cfg!(all(target_os = "linux", target_arch = "x86_64", target_env = "gnu")) {
-        bail!("the embedded ClickHouse engine is fetched for x86-64 Linux with glibc only: name a server's URL instead");
+        bail!(
+            "the embedded ClickHouse engine is fetched for x86-64 Linux with glibc only: name a server's URL instead"
+        );
     }
     eprintln!("fetching the ClickHouse engine ({PACKAGE}, 178 MB) through npm, once");
     fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;

@@ -1,0 +1,92 @@
+//! `cargo xtask bench footprint`: what the gateway takes on a device: size of the stripped program, memory when idle
+//! and under load, and how it comes back with two gigabytes waiting.
+//!
+//! The program is the one of `cargo xtask release-gateway` (`TIDEGATE_DIST_GATEWAY` names another).
+
+use anyhow::{Context as _, Result};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+use tidegate_tests::{
+    bench::{
+        exit,
+        flood::{Flood, run},
+        plain_stream,
+        process::{peak_rss_mib, rss_mib},
+        report::Report,
+        wants_json,
+    },
+    plant::Plant,
+    program, wait,
+};
+
+const BACKLOG_BYTES: u64 = 2_000_000_000;
+
+fn main() -> std::process::ExitCode {
+    exit(bench())
+}
+
+fn bench() -> Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let mut report = Report::new("footprint");
+    let size = std::fs::metadata(dist_gateway()?)?.len() as f64 / 1e6;
+    report.at_most("stripped_program_mb", size, 12.0);
+    idle_and_load(&runtime, &mut report)?;
+    reopen(&runtime, &mut report)?;
+    Ok(report.finish(wants_json()))
+}
+
+fn dist_gateway() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TIDEGATE_DIST_GATEWAY") {
+        return Ok(path.into());
+    }
+    let folder = program::folder()?;
+    let path = folder.parent().context("no target folder")?.join("dist/tidegate-gateway");
+    anyhow::ensure!(path.is_file(), "no {}: run `cargo xtask release-gateway`", path.display());
+    Ok(path)
+}
+
+fn idle_and_load(runtime: &tokio::runtime::Runtime, report: &mut Report) -> Result<()> {
+    let plant = runtime.block_on(Plant::start(&plain_stream("load")))?;
+    let pid = plant.gateway.as_ref().context("started above")?.pid();
+    report.at_most("rss_idle_mib", rss_mib(pid)?, 20.0);
+    let sent = run(&flood(&plant, 1_000_000, 128, Some(100_000)))?;
+    report.figure("load_acknowledged_per_second", sent.per_second());
+    report.at_most("rss_under_load_peak_mib", peak_rss_mib(pid)?, 48.0);
+    Ok(())
+}
+
+/// Fills the buffer while central is away, kills the gateway and starts it again.
+fn reopen(runtime: &tokio::runtime::Runtime, report: &mut Report) -> Result<()> {
+    let mut options = plain_stream("load");
+    options.quota = "8 GiB".into();
+    let mut plant = Plant::prepare(&options)?;
+    plant.start_gateway()?;
+    let mqtt = plant.mqtt;
+    let open = async || std::net::TcpStream::connect(mqtt).is_ok();
+    runtime.block_on(wait::until_true("the listener is open", Duration::from_secs(60), open))?;
+    // 8 KiB a message: what is measured is the backlog, not the number of events.
+    run(&flood(&plant, BACKLOG_BYTES / 8_192, 8_192, None))?;
+    plant.kill_gateway();
+    let start = Instant::now();
+    plant.start_gateway()?;
+    runtime.block_on(wait::until_true("the listener is open again", Duration::from_secs(60), open))?;
+    report.at_most("reopen_2gb_seconds", start.elapsed().as_secs_f64(), 1.0);
+    let pid = plant.gateway.as_ref().context("started above")?.pid();
+    report.at_most("reopen_2gb_rss_peak_mib", peak_rss_mib(pid)?, 48.0);
+    Ok(())
+}
+
+fn flood(plant: &Plant, messages: u64, payload_bytes: usize, rate: Option<u64>) -> Flood {
+    Flood {
+        server: plant.mqtt,
+        connections: 10,
+        in_flight: 500,
+        messages,
+        payload_bytes,
+        rate,
+        topic_root: "load".into(),
+        deadline: Duration::from_secs(300),
+    }
+}
