@@ -12,7 +12,6 @@ mod keys;
 mod meta;
 mod repeats;
 pub mod route;
-mod window;
 
 pub use meta::{InputMeta, events_by_stream};
 
@@ -22,7 +21,7 @@ use daemon::metrics::{Counter, CounterVec, Registry};
 use journal::{FrameSeq, Hub, HubOptions, JournalError, Log, PushError, RealDisk, Ticket};
 use meta::Shared;
 use record::{SourceName, clock::Clock};
-use repeats::{Memory, Note, Written, publish_hash};
+use repeats::{Memory, Note, SessionNote, Written, publish_hash};
 use route::{LaneIndex, RouteCache, Routes};
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -30,12 +29,16 @@ use std::sync::{
 };
 use tokio::sync::watch;
 
+/// Publishes of a scratch that are searched for the first copy of a repeat.
+const SCRATCH_SEARCH_MAX: usize = 1_024;
+
 /// The kind of input frames that hold events.
 pub const EVENTS: u8 = 1;
 
 /// The door of a gateway.
 pub struct Door {
     hub: Hub<InputMeta>,
+    durable: watch::Receiver<u64>,
     routes: Arc<Routes>,
     shared: Arc<Shared>,
     live: Mutex<Memory>,
@@ -98,6 +101,7 @@ impl Door {
         let hub = Hub::start(log, options, Box::new(move || for_checkpoints.written.checkpoint()))?;
         let metrics = DoorMetrics::new(registry);
         Ok(Arc::new(Self {
+            durable: hub.watch(),
             hub,
             routes,
             shared,
@@ -120,6 +124,8 @@ impl Door {
             payload_bytes: 0,
             lanes: vec![0; self.shared.names.len()],
             notes: Vec::new(),
+            in_flight: 0,
+            persistent: false,
             counters: IntakeCounters {
                 events: m.events.with(&[name]),
                 bytes: m.bytes.with(&[name]),
@@ -161,6 +167,11 @@ impl Door {
         Ticket(self.newest.load(Ordering::SeqCst))
     }
 
+    /// Whether a session of a client ([`session_hash`]) is known that outlives its connections, also from an earlier run.
+    pub fn knows_session(&self, session: u64) -> bool {
+        self.live().knows_session(session)
+    }
+
     fn live(&self) -> std::sync::MutexGuard<'_, Memory> {
         // Every change leaves the memory usable at each step, so a panic elsewhere does not spoil it.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -185,7 +196,8 @@ fn rebuild(log: &Log<RealDisk>) -> Result<Memory, JournalError> {
     let mut reader = log.reader(from);
     while let Some(frame) = reader.next()? {
         if frame.kind == EVENTS {
-            memory.add_frame(&frame.payload);
+            let sessions = meta::sessions(&frame.meta).unwrap_or_default();
+            memory.add_frame(&frame.payload, &sessions);
         }
     }
     Ok(memory)
@@ -238,6 +250,9 @@ pub struct Intake {
     payload_bytes: u64,
     lanes: Vec<u32>,
     notes: Vec<Note>,
+    /// Most publishes that the client of the session can have in flight.
+    in_flight: u16,
+    persistent: bool,
     counters: IntakeCounters,
 }
 
@@ -250,6 +265,23 @@ struct IntakeCounters {
 }
 
 impl Intake {
+    /// The session that the publishes belong to from now on. `opens`: nothing that is known of the client counts any
+    /// more, from now on. `persistent`: the session outlives its connections. `in_flight`: see [`mqtt::redelivery`].
+    pub fn begin_session(&mut self, session: u64, opens: bool, persistent: bool, in_flight: u16) {
+        self.in_flight = in_flight;
+        self.persistent = persistent;
+        let note = Note::Session(SessionNote { before: self.events, session, opens, persistent, in_flight });
+        self.door.live().add(&note, 0);
+        self.notes.push(note);
+    }
+
+    /// The client may have more publishes in flight than was known; a smaller bound than the present one is ignored.
+    pub fn raise_in_flight(&mut self, session: u64, in_flight: u16) {
+        if in_flight > self.in_flight {
+            self.begin_session(session, false, self.persistent, in_flight);
+        }
+    }
+
     /// Takes a publish into the scratch. A stored QoS 1 publish is remembered as soon as it is pushed. One that is too
     /// large is stored with the beginning of its payload only and becomes a dead letter: refusing it would make its
     /// sender repeat it for ever.
@@ -284,10 +316,15 @@ impl Intake {
         Taken::Stored
     }
 
-    /// Whether a publish with DUP repeats one that was stored, or one that stands in this scratch.
+    /// Whether a publish with DUP repeats one that was stored, or one that stands in this scratch: that one is not
+    /// acknowledged, so that its packet id can stand for nothing else.
     fn is_repeat(&self, p: &Publish<'_>, hash: u64) -> bool {
         let mine = Note::Publish { session: p.session, packet_id: p.packet_id, hash };
-        self.notes.contains(&mine) || self.door.live().publishes.is_redelivery(p.session, p.packet_id, hash)
+        if self.notes.iter().rev().take(SCRATCH_SEARCH_MAX).any(|note| *note == mine) {
+            return true;
+        }
+        let durable = *self.door.durable.borrow();
+        self.door.live().is_redelivery(p.session, p.packet_id, hash, self.in_flight, durable)
     }
 
     /// Takes an event of an HTTP request for the named lane.
@@ -342,7 +379,7 @@ impl Intake {
         let mut live = (!self.notes.is_empty()).then(|| self.door.live());
         let ticket = self.hand_over()?;
         if let Some(live) = &mut live {
-            self.notes.iter().for_each(|n| live.add(n));
+            self.notes.iter().for_each(|n| live.add(n, ticket.0));
         }
         drop(live);
         self.clear_counted();
@@ -381,7 +418,9 @@ impl Intake {
             }
             meta.lanes.resize(self.lanes.len(), 0);
             meta.lanes.iter_mut().zip(&self.lanes).for_each(|(total, n)| *total += n);
-            meta.notes.extend_from_slice(&self.notes);
+            let before = meta.events;
+            meta.notes.extend(self.notes.iter().map(|note| note.after(before)));
+            meta.events += self.events;
         })?;
         self.door.newest.fetch_max(ticket.0, Ordering::SeqCst);
         Ok(ticket)

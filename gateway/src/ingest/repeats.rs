@@ -6,8 +6,9 @@
 //! frame is made, never earlier.
 
 use super::keys::Keys;
-use super::window::Window;
 use crate::event::{Event, Events};
+use mqtt::redelivery::{ClientKey, Limits, Run, Verdict, Window};
+use mqtt::{PacketId, Ticket};
 use std::sync::{Mutex, PoisonError};
 
 const VERSION: u8 = 1;
@@ -15,6 +16,8 @@ const VERSION: u8 = 1;
 /// One thing to remember.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Note {
+    /// A session began, or its bound grew.
+    Session(SessionNote),
     /// A QoS 1 publish.
     Publish {
         /// Stands for source and client.
@@ -33,7 +36,43 @@ pub(super) enum Note {
     },
 }
 
+/// What is known of an MQTT session beside its publishes; see [`mqtt::redelivery`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SessionNote {
+    /// Events that stand before it, in the scratch or in the frame.
+    pub(super) before: u32,
+    /// Stands for source and client.
+    pub(super) session: u64,
+    /// What was known of the client is forgotten.
+    pub(super) opens: bool,
+    /// It outlives its connections.
+    pub(super) persistent: bool,
+    /// Most publishes that the client can have in flight.
+    pub(super) in_flight: u16,
+}
+
+impl SessionNote {
+    fn run(&self) -> Run {
+        let make = if self.opens { Run::opened } else { Run::continued };
+        make(client(self.session), self.persistent, self.in_flight)
+    }
+}
+
+fn client(session: u64) -> ClientKey {
+    ClientKey(session.into())
+}
+
 impl Note {
+    /// The same, in a frame that has this many events already.
+    pub(super) fn after(self, events: u32) -> Self {
+        match self {
+            Self::Session(session) => {
+                Self::Session(SessionNote { before: session.before.saturating_add(events), ..session })
+            }
+            other => other,
+        }
+    }
+
     /// What an event of the input log asks to be remembered.
     pub(super) fn of(event: &Event<'_>) -> Option<Self> {
         let d = &event.delivery;
@@ -50,9 +89,9 @@ impl Note {
     }
 }
 
-/// The hash that a publish is recognised by: XXH64 of its payload, seeded with that of its topic.
+/// The hash that a publish is recognised by.
 pub(super) fn publish_hash(topic: &str, payload: &[u8]) -> u64 {
-    mqtt::hash::xxh64(payload, mqtt::hash::xxh64(topic.as_bytes(), 0))
+    mqtt::redelivery::content_hash(topic, payload)
 }
 
 /// The memory itself.
@@ -63,28 +102,61 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Adds a note.
-    pub(super) fn add(&mut self, note: &Note) {
+    /// Adds a note of what went into the log under this ticket; 0 for what was there at start.
+    pub(super) fn add(&mut self, note: &Note, ticket: u64) {
         match *note {
-            Note::Publish { session, packet_id, hash } => self.publishes.store(session, packet_id, hash),
+            Note::Session(session) => self.publishes.begin(&session.run(), Ticket(ticket)),
+            Note::Publish { session, packet_id, hash } => {
+                if let Some(id) = PacketId::new(packet_id) {
+                    self.publishes.store(client(session), id, hash, Ticket(ticket));
+                }
+            }
             Note::Key { key, received_ns } => self.keys.add(key, received_ns),
         }
     }
 
-    /// Adds what the events of a frame ask for; damaged records are stepped over.
-    pub(super) fn add_frame(&mut self, payload: &[u8]) {
-        for event in Events::new(payload).flatten() {
-            if let Some(note) = Note::of(&event) {
-                self.add(&note);
+    /// Adds what a frame asks for; damaged records are stepped over.
+    pub(super) fn add_frame(&mut self, payload: &[u8], sessions: &[SessionNote]) {
+        let mut sessions = sessions.iter().peekable();
+        for (at, event) in Events::new(payload).enumerate() {
+            while let Some(session) = sessions.next_if(|s| s.before as usize <= at) {
+                self.add(&Note::Session(*session), 0);
+            }
+            if let Some(note) = event.ok().as_ref().and_then(Note::of) {
+                self.add(&note, 0);
             }
         }
+        for session in sessions {
+            self.add(&Note::Session(*session), 0);
+        }
+    }
+
+    /// Whether a publish with DUP is certain to repeat one that was taken. `durable` is the newest durable ticket.
+    pub(super) fn is_redelivery(
+        &self,
+        session: u64,
+        packet_id: u16,
+        hash: u64,
+        in_flight: u16,
+        durable: u64,
+    ) -> bool {
+        PacketId::new(packet_id).is_some_and(|id| {
+            let verdict = self.publishes.judge(client(session), id, hash, in_flight, Ticket(durable));
+            verdict != Verdict::Store
+        })
+    }
+
+    /// Whether this session is known and outlives its connections.
+    pub(super) fn knows_session(&self, session: u64) -> bool {
+        self.publishes.knows(client(session))
     }
 
     /// A checkpoint's payload: version, keys, publishes.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         self.keys.encode(&mut out);
-        self.publishes.encode(&mut out);
+        // The writer's memory holds only what is durable, so nothing is to be left out.
+        self.publishes.encode(Ticket(u64::MAX), &mut out);
         out
     }
 
@@ -92,7 +164,7 @@ impl Memory {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (&VERSION, rest) = bytes.split_first()? else { return None };
         let (keys, rest) = Keys::decode(rest)?;
-        let publishes = Window::decode(rest)?;
+        let publishes = Window::decode(rest, Limits::default()).ok()?;
         Some(Self { publishes, keys })
     }
 }
@@ -117,7 +189,7 @@ impl Written {
     pub(super) fn next_frame(&self, notes: &[Note]) {
         let mut state = self.lock();
         let WrittenState { memory, newest } = &mut *state;
-        newest.iter().for_each(|n| memory.add(n));
+        newest.iter().for_each(|n| memory.add(n, 0));
         newest.clear();
         newest.extend_from_slice(notes);
     }
@@ -136,6 +208,7 @@ impl Written {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Delivery;
 
     #[test]
     fn a_checkpoint_knows_only_frames_before_it() {
@@ -145,6 +218,29 @@ mod tests {
         assert!(!knows(1), "its frame may still be torn");
         written.next_frame(&[Note::Key { key: 2, received_ns: 10 }]);
         assert!(knows(1) && !knows(2));
+    }
+
+    #[test]
+    fn session_notes_stand_between_the_events_of_a_frame() {
+        let delivery = |packet_id| Delivery { qos: 1, packet_id, session: 7, ..Delivery::default() };
+        let mut payload = Vec::new();
+        for id in 1..=300 {
+            Event { delivery: delivery(id), topic: "t", ..Event::default() }.encode(&mut payload);
+        }
+        let opens = |before| SessionNote { before, session: 7, opens: true, persistent: true, in_flight: 10 };
+        let hash = publish_hash("t", b"");
+        let known = |sessions: &[SessionNote], id| {
+            let mut memory = Memory::default();
+            memory.add_frame(&payload, sessions);
+            let memory = Memory::decode(&memory.encode()).expect("whole");
+            assert!(memory.knows_session(7));
+            memory.is_redelivery(7, id, hash, 10, 0)
+        };
+        assert!(known(&[opens(0)], 100));
+        assert!(!known(&[opens(0)], 20), "too near to the beginning of the session");
+        assert!(!known(&[opens(0), opens(100)], 100));
+        assert!(known(&[opens(0), opens(100)], 127));
+        assert!(!known(&[opens(0), opens(300)], 300), "the session began after all events");
     }
 
     #[test]

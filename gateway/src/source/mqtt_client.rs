@@ -87,9 +87,12 @@ pub async fn run(parts: Parts, registry: &Registry, stop: CancellationToken) -> 
     let (client, events) = AsyncClient::new(options, OPEN_MAX);
     let (acks, queue) = mpsc::channel(OPEN_MAX);
     let (generation, current) = watch::channel(0_u64);
+    let session = session_hash(&parts.name, "broker");
+    let mut intake = parts.door.intake(&parts.name);
+    intake.begin_session(session, false, true, mqtt::limits::IN_FLIGHT_ASSUMED);
     let reader = Reader {
-        intake: parts.door.intake(&parts.name),
-        session: session_hash(&parts.name, "broker"),
+        intake,
+        session,
         parts,
         client: client.clone(),
         metrics,
