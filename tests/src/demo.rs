@@ -141,6 +141,7 @@ impl Run {
                 pace: Pace::per_second(RATE),
                 in_flight_max: IN_FLIGHT_MAX,
                 sample_every: SAMPLE_EVERY,
+                finish: CancellationToken::new(),
             };
             let (broker, progress, stop) = (self.plant.mqtt, Arc::clone(&self.progress), stop.clone());
             devices.spawn(async move {
@@ -153,6 +154,7 @@ impl Run {
             payloads: Arc::clone(payloads),
             batch: 100,
             pace: Pace::per_second(RATE),
+            finish: CancellationToken::new(),
         };
         let (gateway, progress, stop) = (self.plant.http, Arc::clone(&self.progress), stop.clone());
         devices.spawn(async move {

@@ -1,7 +1,7 @@
 //! A device that posts its events over HTTP, each request with an `Idempotency-Key`, repeated until it is accepted.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,27 +41,41 @@ pub struct Poster {
     pub batch: usize,
     /// When each event is due.
     pub pace: Pace,
+    /// When cancelled, no new request is made; the one under way is still brought to its end.
+    pub finish: CancellationToken,
+}
+
+/// What a poster did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Posted {
+    /// Events accepted.
+    pub accepted: usize,
+    /// Answers that said "too many requests".
+    pub throttled: u64,
+    /// Of those, answers without `Retry-After`.
+    pub throttled_without_time: u64,
 }
 
 impl Poster {
-    /// Posts everything, request after request; returns when all of it was accepted, or when told to stop. Gives how
-    /// many 429 answers it got.
-    pub async fn run(self, gateway: SocketAddr, progress: Arc<Progress>, stop: CancellationToken) -> u64 {
-        let throttled = AtomicU64::new(0);
-        let work = async {
-            for (number, events) in self.payloads.chunks(self.batch).enumerate() {
-                tokio::time::sleep_until(self.pace.due(number * self.batch)).await;
-                let count = events.len() as u64;
-                progress.sent.fetch_add(count, Ordering::Relaxed);
-                self.post(gateway, number, events, &progress, &throttled).await;
-                progress.acknowledged.fetch_add(count, Ordering::Relaxed);
+    /// Posts everything, request after request; returns when all of it was accepted, or when told to stop.
+    pub async fn run(self, gateway: SocketAddr, progress: Arc<Progress>, stop: CancellationToken) -> Posted {
+        let mut posted = Posted::default();
+        for (number, events) in self.payloads.chunks(self.batch).enumerate() {
+            tokio::select! {
+                () = stop.cancelled() => return posted,
+                () = self.finish.cancelled() => return posted,
+                () = tokio::time::sleep_until(self.pace.due(number * self.batch)) => {}
             }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = work => {}
+            let count = events.len();
+            progress.sent.fetch_add(count as u64, Ordering::Relaxed);
+            tokio::select! {
+                () = stop.cancelled() => return posted,
+                () = self.post(gateway, number, events, &progress, &mut posted) => {}
+            }
+            posted.accepted += count;
+            progress.acknowledged.fetch_add(count as u64, Ordering::Relaxed);
         }
-        throttled.into_inner()
+        posted
     }
 
     async fn post(
@@ -70,7 +84,7 @@ impl Poster {
         number: usize,
         events: &[Vec<u8>],
         progress: &Progress,
-        throttled: &AtomicU64,
+        posted: &mut Posted,
     ) {
         let url = format!("http://{gateway}/v1/ingest/{}?device={}", self.stream, self.name);
         let key = format!("{}-{number}", self.name);
@@ -84,8 +98,10 @@ impl Poster {
             let wait = match request.send().await {
                 Ok(answer) if answer.status().is_success() => return,
                 Ok(answer) if answer.status() == StatusCode::TOO_MANY_REQUESTS => {
-                    throttled.fetch_add(1, Ordering::Relaxed);
-                    retry_after(&answer).unwrap_or(AGAIN)
+                    posted.throttled += 1;
+                    let wait = retry_after(&answer);
+                    posted.throttled_without_time += u64::from(wait.is_none());
+                    wait.unwrap_or(AGAIN)
                 }
                 // The gateway was killed, or is not back yet, or says so itself: the key makes repeating safe.
                 Ok(_) | Err(_) => AGAIN,

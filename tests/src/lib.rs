@@ -7,7 +7,7 @@
 //! - [`mqtt_load`], [`http_load`]: devices that keep their word: they repeat what was not acknowledged, and stop when
 //!   everything is.
 //! - [`nab`]: the real input. [`model`]: what has to come out of it, computed without any of the product's code.
-//! - [`machines`]: the pipeline of the demonstration and the chaos runs. [`demo`]: the demonstration itself.
+//! - [`machines`]: the pipeline of the demonstration and the chaos runs. [`demo`], [`chaos`]: both themselves.
 //! - [`tables`], [`scrape`], [`webhook`]: what is in the tables, and what the metrics say, what the alerts' receiver got.
 //! - [`bench`]: what the benchmarks of whole programs share.
 //! - [`program`], [`wait`], [`ports`]: processes, conditions with deadlines, addresses.
@@ -15,6 +15,7 @@
 //! Nothing here is a mock of our own programs, and no test waits by sleeping for a guessed time.
 
 pub mod bench;
+pub mod chaos;
 pub mod demo;
 pub mod http_load;
 pub mod latency;

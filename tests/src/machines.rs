@@ -92,10 +92,15 @@ pub fn payloads(count: usize) -> Arc<[Vec<u8>]> {
     nab::readings().iter().take(count).map(|reading| reading.json().into_bytes()).collect()
 }
 
-/// What the first `count` readings become, for each machine.
+/// What the first `count` readings of the file become, for each machine.
 pub fn expected(count: usize) -> Expected {
     let readings = nab::readings();
-    model::expect(&readings[..count.min(readings.len())], HOUR_NS, LATENESS_NS)
+    expect(&readings[..count.min(readings.len())])
+}
+
+/// What one machine's readings become.
+pub fn expect(readings: &[nab::Reading]) -> Expected {
+    model::expect(readings, HOUR_NS, LATENESS_NS)
 }
 
 /// What is in the tables against what has to be, machine by machine.

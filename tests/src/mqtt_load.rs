@@ -80,6 +80,8 @@ pub struct Device {
     pub in_flight_max: usize,
     /// Every how many messages a sample is taken; 0 for none.
     pub sample_every: usize,
+    /// When cancelled, nothing new is sent; what is in flight is still brought to its end.
+    pub finish: CancellationToken,
 }
 
 /// A device's session; survives its connections.
@@ -92,20 +94,19 @@ struct Session {
 
 impl Device {
     /// Sends everything and returns once all of it is acknowledged, through as many connections as that takes; or
-    /// when told to stop. Gives, per message, whether it was acknowledged.
+    /// when told to stop. Gives, per message that was sent, whether it was acknowledged.
     pub async fn run(
         self,
         broker: SocketAddr,
         progress: Arc<Progress>,
         stop: CancellationToken,
     ) -> Vec<bool> {
-        let mut session = Session {
-            next: 0,
-            last_id: 0,
-            in_flight: VecDeque::new(),
-            acknowledged: vec![false; self.payloads.len()],
-        };
+        let mut session =
+            Session { next: 0, last_id: 0, in_flight: VecDeque::new(), acknowledged: Vec::new() };
         loop {
+            if self.finish.is_cancelled() && session.in_flight.is_empty() {
+                return session.acknowledged;
+            }
             tokio::select! {
                 () = stop.cancelled() => return session.acknowledged,
                 ended = self.connection(broker, &progress, &mut session) => match ended {
@@ -137,11 +138,13 @@ impl Device {
         }
         loop {
             self.fill(&mut out, progress, session);
-            if session.in_flight.is_empty() && session.next == self.payloads.len() {
+            let finishing = self.finish.is_cancelled();
+            if session.in_flight.is_empty() && (finishing || session.next == self.payloads.len()) {
                 writer.write_all(&[0xe0, 0]).await?;
                 return Ok(());
             }
-            let may_send = session.next < self.payloads.len()
+            let may_send = !finishing
+                && session.next < self.payloads.len()
                 && session.in_flight.len() < self.in_flight_max
                 && out.len() < OUT_BYTES_MAX;
             input.reserve(4096);
@@ -152,6 +155,7 @@ impl Device {
                 }
                 written = writer.write_buf(&mut out), if !out.is_empty() => { written?; }
                 () = tokio::time::sleep_until(self.pace.due(session.next)), if may_send => {}
+                () = self.finish.cancelled(), if !finishing => {}
             }
         }
     }
@@ -159,7 +163,8 @@ impl Device {
     /// Adds the messages that are due and fit.
     fn fill(&self, out: &mut BytesMut, progress: &Progress, session: &mut Session) {
         let now = tokio::time::Instant::now();
-        while session.next < self.payloads.len()
+        while !self.finish.is_cancelled()
+            && session.next < self.payloads.len()
             && session.in_flight.len() < self.in_flight_max
             && out.len() < OUT_BYTES_MAX
             && self.pace.due(session.next) <= now
@@ -168,6 +173,7 @@ impl Device {
             let id = session.free_id();
             publish(out, &self.topic, id, &self.payloads[index], false);
             session.in_flight.push_back((id, index));
+            session.acknowledged.push(false);
             session.next += 1;
             progress.sent.fetch_add(1, Ordering::Relaxed);
             if self.sample_every > 0 && index.is_multiple_of(self.sample_every) {

@@ -10,7 +10,9 @@ use crate::http_load::client;
 use crate::model::WindowStats;
 
 /// Most rows of one answer.
-const ROWS_MAX: u64 = 100_000;
+const ROWS_MAX: usize = 10_000;
+/// Rows of one page where there may be more.
+const PAGE: usize = 5_000;
 
 /// Central's API.
 #[derive(Debug, Clone, Copy)]
@@ -62,18 +64,27 @@ impl Api {
 
     /// One device's rows as (time, value of a number column).
     pub async fn rows_of(&self, table: &str, device: &str, column: &str) -> anyhow::Result<Vec<(i64, f64)>> {
-        let sql = format!(
-            "select toUnixTimestamp64Nano(time), {column} from {} where device = '{device}' order by time",
-            quoted(table)
-        );
-        let rows = self.query(&sql).await?;
-        rows.iter()
-            .map(|row| {
+        let mut found = Vec::new();
+        loop {
+            let sql = format!(
+                "select toUnixTimestamp64Nano(time), {column} from {} where device = '{device}' \
+                 order by time, seq limit {PAGE} offset {}",
+                quoted(table),
+                found.len()
+            );
+            let rows = match self.query(&sql).await {
+                Err(error) if is_unknown_table(&error) => return Ok(found),
+                other => other?,
+            };
+            for row in &rows {
                 let time = row.first().and_then(integer).context("a time that is no integer")?;
                 let value = row.get(1).and_then(float).context("a value that is no number")?;
-                Ok((time, value))
-            })
-            .collect()
+                found.push((time, value));
+            }
+            if rows.len() < PAGE {
+                return Ok(found);
+            }
+        }
     }
 
     /// One device's windows of the `stats` module over `column`, by their start.
@@ -88,7 +99,10 @@ impl Api {
              from {} where device = '{device}' order by time",
             quoted(table)
         );
-        let rows = self.query(&sql).await?;
+        let rows = match self.query(&sql).await {
+            Err(error) if is_unknown_table(&error) => return Ok(Vec::new()),
+            other => other?,
+        };
         rows.iter()
             .map(|row| {
                 ensure!(row.len() == 6, "a row of {} columns", row.len());
