@@ -127,3 +127,36 @@ fn tick(shared: &Shared, engine: &Engine) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::engine_config;
+
+    fn eventually(what: &str, holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !holds() {
+            assert!(Instant::now() < deadline, "never: {what}");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn it_sleeps_when_idle_and_a_call_wakes_it() {
+        let engine = Engine::new(&engine_config().expect("target")).expect("engine");
+        let ticker = Ticker::start(engine).expect("starts");
+        for _ in 0..2 {
+            eventually("it parks", || ticker.shared.parked.load(SeqCst));
+            let before = ticker.ticks();
+            let running = ticker.enter();
+            eventually("it ticks", || ticker.ticks() > before + 2);
+            drop(running);
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_never_early() {
+        assert_eq!(Ticker::ticks_for(TICK * 5), 6);
+        assert_eq!(Ticker::ticks_for(TICK * 5 + Duration::from_nanos(1)), 7);
+    }
+}

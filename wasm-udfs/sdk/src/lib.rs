@@ -51,7 +51,14 @@ pub fn settings<T: serde::de::DeserializeOwned>(config: &str) -> Result<T> {
 
 /// Lines for the gateway's log. They are cut at a length, and too many are dropped and counted.
 pub mod log {
-    use crate::bindings::filter::tidegate::udf::log::{Level, write};
+    use crate::bindings::filter::tidegate::udf::log::{Level, write as write_whole};
+
+    /// Longer lines are cut here: the gateway keeps less, and a line of megabytes would end the call.
+    const LINE_BYTES_MAX: usize = 4_096;
+
+    fn write(level: Level, message: &str) {
+        write_whole(level, &message[..message.floor_char_boundary(LINE_BYTES_MAX)]);
+    }
 
     /// For the module's author.
     pub fn debug(message: &str) {
