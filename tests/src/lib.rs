@@ -10,6 +10,7 @@
 //! - [`machines`]: the pipeline of the demonstration and the chaos runs. [`demo`], [`chaos`]: both themselves.
 //! - [`tables`], [`scrape`], [`webhook`]: what is in the tables, and what the metrics say, what the alerts' receiver got.
 //! - [`bench`]: what the benchmarks of whole programs share.
+//! - [`simple`]: one plain stream, and [`wire`]: MQTT packets one at a time, for tests of single answers.
 //! - [`program`], [`wait`], [`ports`]: processes, conditions with deadlines, addresses.
 //!
 //! Nothing here is a mock of our own programs, and no test waits by sleeping for a guessed time.
@@ -28,6 +29,8 @@ pub mod plant;
 pub mod ports;
 pub mod program;
 pub mod scrape;
+pub mod simple;
 pub mod tables;
 pub mod wait;
 pub mod webhook;
+pub mod wire;

@@ -41,7 +41,7 @@ from = ["floor", "api"]
 topics = ["machines/+/telemetry"]
 decode = {{ format = "json", time = "ts", device = {{ topic-level = 2 }} }}
 columns = {{ temperature = "float64" }}
-dedup = {{ key = ["device", "time"], window = "90 d", max-keys = 1000000 }}
+dedup = {{ key = ["device", "time"], window = "2 min", max-keys = 500000 }}
 
 [stream.{HOT}]
 from = ["{RAW}"]

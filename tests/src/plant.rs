@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use link::pki::{self, Role, Validity};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 
 use crate::http_load::client;
 use crate::program::{self, Program};
@@ -146,6 +147,18 @@ impl Plant {
         let admin = self.admin;
         let gateway = self.gateway.as_mut().context("the gateway is not started")?;
         ready("gateway", admin, gateway).await
+    }
+
+    /// Waits until the gateway takes connections, whether or not it reaches central.
+    pub async fn gateway_listens(&mut self) -> anyhow::Result<()> {
+        let (mqtt, http) = (self.mqtt, self.http);
+        let gateway = self.gateway.as_mut().context("the gateway is not started")?;
+        let listens = wait::until_true("the gateway listens", READY, async || {
+            gateway.expect_running().is_err()
+                || (TcpStream::connect(mqtt).await.is_ok() && TcpStream::connect(http).await.is_ok())
+        });
+        listens.await?;
+        gateway.expect_running()
     }
 
     /// Waits until central says that it is ready.

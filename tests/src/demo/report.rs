@@ -59,25 +59,25 @@ pub struct Report {
     pub addresses: Vec<(&'static str, String)>,
 }
 
-/// Bytes per event, where they could be measured.
+/// Bytes per row, where they could be measured.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sizes {
-    /// On the wire from gateway to central.
+    /// On the wire from gateway to central, as blocks; all streams.
     pub wire: Option<f64>,
-    /// In the tables.
+    /// On disk in the raw table.
     pub table: Option<f64>,
 }
 
 impl Sizes {
-    /// Asks the gateway's metrics and ClickHouse's own tables.
+    /// Asks central's metrics and ClickHouse's own tables.
     pub async fn measure(plant: &Plant) -> Self {
         let sql = "select sum(bytes_on_disk) / sum(rows) from system.parts where active and database = 'tidegate' \
                    and table = 'machine'";
         let table = plant.api.query(sql).await.ok();
         let table = table.and_then(|rows| tables::float(rows.first()?.first()?));
-        let metrics = plant.gateway_metrics().await.unwrap_or_default();
-        let sent = |name: &str| metrics.sum(name, &[("stream", RAW)]);
-        let (bytes, rows) = (sent("tidegate_forward_bytes_total"), sent("tidegate_forward_rows_total"));
+        let metrics = plant.central_metrics().await.unwrap_or_default();
+        let (bytes, rows) =
+            (metrics.sum("tidegate_link_bytes_total", &[]), metrics.sum("tidegate_link_rows_total", &[]));
         Self { wire: (rows > 0.0).then(|| bytes / rows), table }
     }
 }
@@ -126,8 +126,8 @@ impl Report {
             "latency_ms_p99": self.latency_ms_p99.round(),
             "latency_ms_worst": self.latency_ms_worst.round(),
             "latency_samples": self.latency_samples,
-            "bytes_per_event_wire": self.sizes.wire,
-            "bytes_per_event_table": self.sizes.table,
+            "bytes_per_row_wire": self.sizes.wire,
+            "bytes_per_row_table": self.sizes.table,
             "first_alert": self.first_alert,
             "examples": self.examples,
             "audit": self.audit,
@@ -206,7 +206,7 @@ impl fmt::Display for Report {
         let size = |size: Option<f64>| size.map_or("not measured".to_owned(), |bytes| format!("{bytes:.1}"));
         writeln!(
             out,
-            "Bytes per event: {} on the wire, {} on disk in the table",
+            "Bytes per row: {} on the wire, {} on disk in the table",
             size(self.sizes.wire),
             size(self.sizes.table)
         )?;

@@ -1,0 +1,73 @@
+//! Central is away until the gateway's buffer is full: publishers wait, nothing vanishes, memory stays bounded; central
+//! comes back and everything arrives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use reqwest::StatusCode;
+use tidegate_tests::http_load::client;
+use tidegate_tests::mqtt_load::Progress;
+use tidegate_tests::plant::Plant;
+use tidegate_tests::simple::{self, STREAM};
+use tidegate_tests::wait;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of text in each event: few events fill the buffer.
+const PADDING: usize = 4_000;
+const EVENTS: usize = 8_000;
+/// What the gateway may hold in memory with a full buffer.
+const RESIDENT_MAX: u64 = 160 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_buffer_slows_sources_and_loses_nothing() -> anyhow::Result<()> {
+    let options = tidegate_tests::plant::Options { quota: "16 MiB".to_owned(), ..simple::options() };
+    let mut plant = Plant::prepare(&options)?;
+    plant.start_gateway()?;
+    plant.gateway_listens().await?;
+
+    let progress = Arc::new(Progress::default());
+    let stop = CancellationToken::new();
+    let device = simple::device("full", simple::payloads(0, EVENTS, PADDING));
+    let sending = tokio::spawn(device.run(plant.mqtt, Arc::clone(&progress), stop.clone()));
+
+    // HTTP is told so, with the time to wait.
+    let url = format!("http://{}/v1/ingest/{STREAM}?device=web", plant.http);
+    let body = simple::payloads(0, 1, PADDING)[0].clone();
+    let answer = wait::until("a 429", Duration::from_secs(60), async || {
+        let answer = client().post(&url).body(body.clone()).send().await.ok()?;
+        (answer.status() == StatusCode::TOO_MANY_REQUESTS).then_some(answer)
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    let seconds = answer.headers().get("retry-after").context("no Retry-After")?.to_str()?;
+    ensure!(seconds.parse::<u64>().is_ok_and(|s| (1..=60).contains(&s)), "Retry-After: {seconds}");
+
+    // MQTT is not acknowledged any more: the same number twice, with a second in between in which thousands would fit.
+    let full_at = wait::until("no more acknowledgements", Duration::from_secs(60), async || {
+        let before = progress.acknowledged();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (progress.acknowledged() == before).then_some(before)
+    })
+    .await?;
+    ensure!(full_at > 0 && full_at < EVENTS as u64, "{full_at} of {EVENTS} acknowledged");
+    let resident =
+        plant.gateway.as_ref().and_then(|g| g.resident_bytes()).context("the gateway has ended")?;
+    ensure!(resident < RESIDENT_MAX, "{resident} bytes resident");
+
+    // A restart with a full buffer works, and what is held is still there.
+    plant.kill_gateway();
+    plant.start_gateway()?;
+    plant.gateway_listens().await?;
+
+    plant.start_central()?;
+    plant.central_ready().await?;
+    tokio::time::timeout(Duration::from_secs(120), sending)
+        .await
+        .with_context(|| format!("still not all acknowledged\n{}", plant.logs()))??;
+    plant.rows(STREAM, EVENTS as u64, Duration::from_secs(60)).await?;
+    let values = simple::values(&plant, "full").await?;
+    ensure!(values == (0..EVENTS).map(|i| i as f64).collect::<Vec<_>>(), "{} values", values.len());
+    drop(stop);
+    Ok(())
+}

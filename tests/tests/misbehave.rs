@@ -1,0 +1,57 @@
+//! A module that traps, spins or hoards memory costs its own stream a dead letter; other streams do not notice.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use tidegate_tests::plant::{Options, Plant};
+use tidegate_tests::simple::{self, STREAM};
+
+const EVENTS: usize = 600;
+/// Every value that is this one is poison.
+const POISON: f64 = 300.0;
+const DEADLINE: Duration = Duration::from_secs(90);
+
+fn options() -> Options {
+    let mut streams = simple::stream(&["floor"]);
+    for mode in ["trap", "spin", "hoard", "huge-output"] {
+        streams.push_str(&format!(
+            "\n[stream.{mode}]\nfrom = [\"{STREAM}\"]\nmodule = \"misbehave@0.1.0\"\n\
+             with = {{ mode = \"{mode}\", column = \"value\", equals = {POISON:?} }}\n\
+             limits = {{ time = \"50 ms\" }}\n"
+        ));
+    }
+    streams.push_str(&format!(
+        "\n[stream.good]\nfrom = [\"{STREAM}\"]\nmodule = \"threshold@0.1.0\"\nwith = {{ column = \"value\", above = -1.0 }}\n"
+    ));
+    Options { streams, modules: vec!["misbehave", "threshold"], ..Options::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_module_costs_only_its_own_rows() -> anyhow::Result<()> {
+    let plant = Plant::start(&options()).await?;
+    simple::send(&plant, "one", simple::payloads(0, EVENTS, 0)).await?;
+    let all: Vec<f64> = (0..EVENTS).map(|i| i as f64).collect();
+
+    // The raw stream and the good module have everything.
+    plant.rows(STREAM, EVENTS as u64, DEADLINE).await?;
+    plant.rows("good", EVENTS as u64, DEADLINE).await?;
+    ensure!(simple::values(&plant, "one").await? == all, "the raw stream is not whole");
+
+    // Each bad module keeps all rows but the poisoned one, and that is a dead letter that names it.
+    let healthy: Vec<f64> = all.iter().copied().filter(|value| *value != POISON).collect();
+    for mode in ["trap", "spin", "hoard", "huge-output"] {
+        plant.rows(mode, healthy.len() as u64, DEADLINE).await?;
+        let rows = plant.api.rows_of(mode, "one", "value").await?;
+        let values: Vec<f64> = rows.into_iter().map(|(_, value)| value).collect();
+        ensure!(values == healthy, "{mode}: {} rows", values.len());
+        let sql = format!("select count() from dead_letters where stream = '{mode}' and reason = 'module'");
+        ensure!(
+            plant.api.number(&sql).await? == 1,
+            "{mode}: dead letters: {:?}",
+            plant.api.query(&sql).await?
+        );
+    }
+    let audit = plant.api.audit().await?;
+    ensure!(audit["lost"] == 0 && audit["duplicated"] == 0, "{audit}");
+    Ok(())
+}
