@@ -47,6 +47,10 @@ pub const CONNECTIONS_MAX: usize = 10_000;
 pub const STEP_EVENTS: usize = 8_192;
 /// …or this many bytes of them.
 pub const STEP_BYTES: usize = 2 << 20;
+/// …or the first of them has waited this long for more.
+pub const STEP_LINGER: Duration = Duration::from_millis(10);
+/// Most bytes of state that one step may change: a frame holds them.
+pub const STEP_CHANGES_BYTES_MAX: usize = 16 << 20;
 /// Steps of one lane that may wait for the writer of the output log.
 pub const STEPS_WAITING_MAX: usize = 4;
 /// Most frames that the writer puts under one sync.
@@ -71,6 +75,8 @@ pub const MODULE_BYTES_MAX: usize = 32 << 20;
 /// Loss entries kept per stream; at more the newest is widened.
 pub const LOSS_ENTRIES_MAX: usize = 256;
 
+/// Free space of the file system that the logs leave to others, at most: a small quota leaves less.
+pub const DISK_HEADROOM_BYTES: u64 = 128 << 20;
 /// How long the stages have to finish after SIGTERM.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
 
