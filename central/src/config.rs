@@ -227,7 +227,7 @@ fn clickhouse(section: &Section<'_>) -> ClickHouse {
         let library = section.path_to("library").optional();
         return ClickHouse::Embedded { program, library, database };
     }
-    let url = section.parsed("url", String::new(), |u| http_url(u)).required();
+    let url = section.parsed("url", String::new(), http_url).required();
     let user = section.string("user").or("default".into());
     let password = match section.path_to("password-file").optional() {
         None => String::new(),
