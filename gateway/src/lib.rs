@@ -67,9 +67,6 @@ pub enum StartError {
     /// Modules.
     #[error(transparent)]
     Modules(#[from] modules::ModulesError),
-    /// This build has no MQTT listener.
-    #[error("{0}: this build cannot listen for MQTT")]
-    NoListener(String),
     /// An address is taken or not ours.
     #[error("cannot listen on {address} for {what}: {source}")]
     Listen {
@@ -285,7 +282,15 @@ impl Opened {
                         source::mqtt_client::run(parts, &registry, stop).await.map_err(Into::into)
                     });
                 }
-                SourceKind::Listener(_) => return Err(StartError::NoListener(task)),
+                SourceKind::Listener(settings) => {
+                    let (listener, clock) = (listen(settings.bind, &task).await?, self.clock.clone());
+                    tasks.spawn(task, async move {
+                        let served = source::mqtt_listener::serve(
+                            listener, name, settings, door, clock, &registry, stop,
+                        );
+                        served.await.map_err(Into::into)
+                    });
+                }
             }
         }
         // An input log that failed takes the process with it: the supervisor restarts it, and recovery sees the truth.

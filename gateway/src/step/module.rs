@@ -101,7 +101,11 @@ pub(super) struct Guard<T: ?Sized> {
     on_failure: OnModuleFailure,
     failures: u32,
     rests_until_ns: Option<u64>,
+    told_ns: Option<u64>,
 }
+
+/// How often a module that fails is said to fail.
+const TELL_EVERY_NS: u64 = 10_000_000_000;
 
 impl<T: ?Sized> Guard<T> {
     pub(super) fn new(
@@ -117,6 +121,7 @@ impl<T: ?Sized> Guard<T> {
             on_failure: setting.on_failure,
             failures: 0,
             rests_until_ns: None,
+            told_ns: None,
         };
         me.instance()?;
         Ok(me)
@@ -200,8 +205,11 @@ impl<T: ?Sized> Guard<T> {
             Some((at, _)) => isolated.poison.iter().filter(|p| p.row >= at.end).count() as u32,
         };
         self.failures = in_a_row;
-        tracing::warn!(stream = %self.stream, module = self.module, rows = isolated.poison.len(),
-            error = %first.error, "the module fails on rows");
+        if self.told_ns.is_none_or(|told| now.monotonic_ns.saturating_sub(told) >= TELL_EVERY_NS) {
+            self.told_ns = Some(now.monotonic_ns);
+            tracing::warn!(stream = %self.stream, module = self.module, rows = isolated.poison.len(),
+                error = %first.error, "the module fails on rows");
+        }
         if in_a_row >= MODULE_FAILURES_MAX {
             let rest_ns = u64::try_from(MODULE_REST.as_nanos()).unwrap_or(u64::MAX);
             self.rests_until_ns = Some(now.monotonic_ns.saturating_add(rest_ns));
