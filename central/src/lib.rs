@@ -9,6 +9,8 @@
 //! - what is configured is checked before any storage is opened.
 
 pub mod alerts;
+pub mod api;
+pub mod audit;
 pub mod config;
 pub mod limits;
 pub mod link;

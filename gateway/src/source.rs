@@ -3,4 +3,3 @@
 
 pub mod http;
 pub mod mqtt_client;
-pub mod mqtt_listener;

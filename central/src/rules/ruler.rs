@@ -32,6 +32,8 @@ const NAP_MAX: Duration = Duration::from_secs(5);
 pub struct Parts {
     /// The state's folder.
     pub dir: PathBuf,
+    /// Identity of the log that offsets belong to.
+    pub log: String,
     /// The rules, already checked.
     pub rules: RuleSet,
     /// Who is told.

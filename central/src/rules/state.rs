@@ -13,6 +13,9 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     version: u32,
+    /// The log that all positions belong to.
+    #[serde(default)]
+    pub log: String,
     /// Clocks of the groups with `clock: event`, by name.
     pub groups: BTreeMap<String, GroupState>,
     /// By `group/alert`.
@@ -79,6 +82,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             version: VERSION,
+            log: String::new(),
             groups: BTreeMap::new(),
             rules: BTreeMap::new(),
             outbox: OutboxState::default(),
@@ -87,6 +91,19 @@ impl Default for State {
 }
 
 impl State {
+    /// Positions in another log mean nothing: every reader begins anew at the start of this one. True when that happened.
+    pub fn belongs_to(&mut self, log: &str) -> bool {
+        if self.log == log {
+            return false;
+        }
+        let moved = !std::mem::replace(&mut self.log, log.to_owned()).is_empty();
+        if moved {
+            self.groups.values_mut().for_each(|g| g.positions.clear());
+            self.rules.values_mut().for_each(|r| r.positions.clear());
+        }
+        moved
+    }
+
     /// JSON, so that a person can read it in need.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("maps with text keys and plain values always encode")

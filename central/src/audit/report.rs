@@ -1,0 +1,83 @@
+//! What an audit says.
+
+use record::Counts;
+use serde::Serialize;
+
+/// The verdict, with every term that led to it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// Nothing lost, nothing twice, every equation holds.
+    pub balanced: bool,
+    /// Rows that should be somewhere and are not.
+    pub lost: u64,
+    /// Rows that are somewhere more than once.
+    pub duplicated: u64,
+    /// Rows that gateways gave up by their streams' policy, each with an entry in the loss ledger; not part of `lost`.
+    pub dropped: u64,
+    /// Rows with a seq that central has not stored yet, as far as the gateways' last word goes.
+    pub buffered: u64,
+    /// Rows in central's log that the sink has not committed yet.
+    pub in_flight: u64,
+    /// When, RFC 3339.
+    pub at: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// Per gateway.
+    pub gateways: Vec<GatewayReport>,
+    /// Everything that does not fit, each with its place.
+    pub problems: Vec<String>,
+    /// What was not known.
+    pub notes: Vec<String>,
+}
+
+/// One gateway.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GatewayReport {
+    /// Its id.
+    pub gateway: String,
+    /// Rows that its streams counted as dead-lettered.
+    pub dead_letters_counted: u64,
+    /// Rows that its dead-letter stream produced.
+    pub dead_letters_written: u64,
+    /// Per stream and incarnation.
+    pub streams: Vec<StreamReport>,
+}
+
+/// One stream in one life of the gateway's folder.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct StreamReport {
+    /// Its name.
+    pub stream: String,
+    /// The life of the gateway's folder, 16 hexadecimal digits.
+    pub incarnation: String,
+    /// The gateway's terms; none when it has not sent any for this incarnation.
+    pub counts: Option<Counts>,
+    /// The stream's last seq when the gateway counted.
+    pub as_of: Option<u64>,
+    /// The last seq that central acknowledged; none for an incarnation that is over.
+    pub last_seq: Option<u64>,
+    /// Rows with a seq that the gateway declared lost.
+    pub declared_lost: u64,
+    /// Rows with a seq that the gateway had not got acknowledged when it counted.
+    pub buffered: u64,
+    /// Rows of the log's records, up to where the sink has committed.
+    pub log_rows: u64,
+    /// Rows in the log after that.
+    pub in_flight: u64,
+    /// Rows in the table, up to where the sink has committed.
+    pub table_rows: u64,
+    /// Different seqs among them.
+    pub table_unique: u64,
+    /// Lowest seq in the table.
+    pub table_first_seq: Option<u64>,
+    /// Highest seq in the table.
+    pub table_last_seq: Option<u64>,
+    /// The head of the hash chain in the log, 64 hexadecimal digits.
+    pub chain: Option<String>,
+    /// See [`Report::lost`].
+    pub lost: u64,
+    /// See [`Report::duplicated`].
+    pub duplicated: u64,
+    /// What does not fit here.
+    pub problems: Vec<String>,
+}
