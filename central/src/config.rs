@@ -1,7 +1,7 @@
 //! `central.toml`: read key by key, every mistake reported at once with its place.
 
 use crate::{
-    limits::{CONNECTIONS_MAX, GROUP_BYTES},
+    limits::{CONNECTIONS_MAX, GROUP_BYTES, GROUP_FRAME_BYTES_MAX},
     link::LinkConfig,
     log::embedded::EmbeddedOptions,
 };
@@ -203,9 +203,12 @@ fn log(section: &Section<'_>) -> EmbeddedOptions {
         keep_bytes: section.bytes("keep", "0 B", "1024 TiB").or(defaults.keep_bytes),
         groups: defaults.groups,
     };
-    let least = options.segment_bytes.saturating_mul(2 * u64::from(options.partitions));
+    // The newest segment of a partition is never deleted and may hold one group more than its size.
+    let segment = options.segment_bytes.max(GROUP_FRAME_BYTES_MAX);
+    let least = segment.saturating_mul(2 * u64::from(options.partitions));
     if options.quota_bytes < least {
-        section.error("quota", format!("must hold two segments of each partition, {least} bytes"));
+        let least = least.div_ceil(1 << 20);
+        section.error("quota", format!("must hold two segments of each partition: \"{least} MiB\" at least"));
     }
     options
 }
@@ -224,7 +227,7 @@ fn clickhouse(section: &Section<'_>) -> ClickHouse {
         let library = section.path_to("library").optional();
         return ClickHouse::Embedded { program, library, database };
     }
-    let url = section.parsed("url", String::new(), |u| http_url(u)).required();
+    let url = section.parsed("url", String::new(), http_url).required();
     let user = section.string("user").or("default".into());
     let password = match section.path_to("password-file").optional() {
         None => String::new(),

@@ -27,4 +27,8 @@ pub const CONNECTIONS_MAX: i64 = 1 << 20;
 /// After the wish to stop, the stages have so long.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Largest frame that a group makes: its blocks, one more, and their headers.
+pub const GROUP_FRAME_BYTES_MAX: u64 = 16 << 20;
+
+const _: () = assert!(GROUP_BYTES + BLOCK_BYTES_MAX < GROUP_FRAME_BYTES_MAX as usize);
 const _: () = assert!(GROUP_BYTES + BLOCK_BYTES_MAX < journal::limits::PAYLOAD_BYTES_MAX);

@@ -364,6 +364,12 @@ impl Intake {
         self.events
     }
 
+    /// Those of them that came with QoS 0.
+    pub fn events_of_qos_0(&self) -> u32 {
+        let noted = self.notes.iter().filter(|note| matches!(note, Note::Publish { .. })).count();
+        self.events.saturating_sub(u32::try_from(noted).unwrap_or(u32::MAX))
+    }
+
     /// Bytes in the scratch.
     pub fn bytes(&self) -> usize {
         self.scratch.len()

@@ -34,6 +34,27 @@ pub const BROKER_PACKET_BYTES_MAX: usize = 32 << 20;
 /// Bytes of a broker's messages that may wait for the buffer; at more the connection is not read.
 pub const BROKER_UNPUSHED_BYTES_MAX: usize = 1 << 20;
 
+/// One read of a busy MQTT connection.
+pub const LISTENER_READ_BYTES: usize = 64 << 10;
+/// Events of one MQTT connection that are pushed at once; at more the session pauses.
+pub const LISTENER_SCRATCH_BYTES_MAX: usize = 512 << 10;
+/// Answers that a device may leave unread before it is not read itself.
+pub const LISTENER_OUT_BYTES_MAX: usize = 64 << 10;
+/// Input that a connection holds above this is a large packet…
+pub const LARGE_PACKET_BYTES: usize = 64 << 10;
+/// …of which this many may be under way at a time.
+pub const LARGE_PACKETS_MAX: usize = 32;
+/// Connections over the bound that are told so at a time; further ones are closed without a word.
+pub const REFUSED_AT_ONCE_MAX: usize = 64;
+/// Longest MQTT client id: it is the name of a device.
+pub const CLIENT_ID_BYTES_MAX: usize = record::limits::DEVICE_BYTES_MAX;
+/// How often a connection that had no room in the buffer tries again.
+pub const OVER_QUOTA_RETRY: Duration = Duration::from_millis(50);
+/// How long a connection waits for the end of the one whose client id it takes over.
+pub const TAKE_OVER_WAIT: Duration = Duration::from_secs(10);
+/// How long what an ended connection left, its will for instance, waits for room.
+pub const LAST_PUSH_WAIT: Duration = Duration::from_secs(5);
+
 /// Topics whose routes are remembered; at more the memory starts anew.
 pub const ROUTE_CACHE_MAX: usize = 65_536;
 /// Most streams of one gateway.
@@ -47,6 +68,10 @@ pub const CONNECTIONS_MAX: usize = 10_000;
 pub const STEP_EVENTS: usize = 8_192;
 /// …or this many bytes of them.
 pub const STEP_BYTES: usize = 2 << 20;
+/// …or the first of them has waited this long for more.
+pub const STEP_LINGER: Duration = Duration::from_millis(10);
+/// Most bytes of state that one step may change: a frame holds them.
+pub const STEP_CHANGES_BYTES_MAX: usize = 16 << 20;
 /// Steps of one lane that may wait for the writer of the output log.
 pub const STEPS_WAITING_MAX: usize = 4;
 /// Most frames that the writer puts under one sync.
@@ -71,8 +96,15 @@ pub const MODULE_BYTES_MAX: usize = 32 << 20;
 /// Loss entries kept per stream; at more the newest is widened.
 pub const LOSS_ENTRIES_MAX: usize = 256;
 
+/// Free space of the file system that the logs leave to others, at most: a small quota leaves less.
+pub const DISK_HEADROOM_BYTES: u64 = 128 << 20;
 /// How long the stages have to finish after SIGTERM.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
 
 const _: () = assert!(EVENT_PAYLOAD_BYTES_MAX / 3 * 4 + TOPIC_BYTES_MAX < record::limits::BLOCK_BYTES_MAX);
+const _: () = assert!(LAST_PUSH_WAIT.as_nanos() < TAKE_OVER_WAIT.as_nanos());
+const _: () = assert!(
+    LISTENER_SCRATCH_BYTES_MAX + EVENT_PAYLOAD_BYTES_MAX + TOPIC_BYTES_MAX + CLIENT_ID_BYTES_MAX + 1024
+        < journal::limits::HUB_BACKLOG_BYTES
+);
 const _: () = assert!(STEP_EVENTS <= record::limits::BATCH_ROWS_MAX);

@@ -3,3 +3,4 @@
 
 pub mod http;
 pub mod mqtt_client;
+pub mod mqtt_listener;

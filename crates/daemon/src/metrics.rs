@@ -1,8 +1,10 @@
 //! Metrics and health, and the three pages that show them: `/metrics`, `/healthz`, `/readyz`.
 //!
-//! Names are registered once at start, under the prefix `tidegate_`; a name twice or a malformed one is a mistake of
-//! the program and stops it there. Label values come from configuration only, never from devices: they are bounded.
+//! Names are registered at start, under the prefix `tidegate_`; asking again for a family that is there (two sources of
+//! one kind do) gives the same one, while a malformed name, or one name for two different families, is a mistake of the
+//! program and stops it there. Label values come from configuration only, never from devices: they are bounded.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,6 +42,8 @@ type Hook = Box<dyn Fn() + Send + Sync>;
 pub struct Registry {
     inner: prometheus::Registry,
     hooks: Arc<Mutex<Vec<Hook>>>,
+    /// The families, by the ids of their descriptions.
+    families: Arc<Mutex<BTreeMap<u64, Box<dyn Any + Send>>>>,
 }
 
 /// A family of counters, one per combination of label values.
@@ -142,9 +146,15 @@ impl Registry {
 
     fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let collector = made.expect("metric names and labels are written in the program and well formed");
+        let id = collector.desc().first().map_or(0, |description| description.id);
+        let mut families = self.families.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = families.get(&id).and_then(|family| family.downcast_ref::<C>()) {
+            return known.clone();
+        }
         self.inner
             .register(Box::new(collector.clone()))
-            .expect("every metric name is registered once, at start");
+            .expect("a name stands for one family, with one help text and one set of labels");
+        families.insert(id, Box::new(collector.clone()));
         collector
     }
 }
@@ -230,6 +240,17 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
+
+    #[test]
+    fn asking_twice_gives_the_same_family() {
+        let registry = Registry::new();
+        let ask = || registry.counter_vec("tidegate_asked_total", "Asked.", &["source"]);
+        ask().with(&["a"]).inc();
+        ask().with(&["b"]).inc();
+        let page = registry.render();
+        assert!(page.contains("tidegate_asked_total{source=\"a\"} 1"));
+        assert!(page.contains("tidegate_asked_total{source=\"b\"} 1"));
+    }
 
     async fn page(router: &Router, path: &str) -> (StatusCode, String) {
         let request = Request::get(path).body(Body::empty()).unwrap();

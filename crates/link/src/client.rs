@@ -345,7 +345,6 @@ impl<O: Outbox> Driver<'_, O> {
         self.connection = None;
         let wait = self.core.next_deadline_ns().unwrap_or_default();
         let retry_in = Duration::from_nanos(wait.saturating_sub(self.clock.monotonic_ns()));
-        tracing::warn!(central = self.central.url, reason, ?retry_in, "not connected to central");
         self.outbox.event(Event::Disconnected { reason: reason.to_owned(), retry_in })
     }
 }

@@ -52,6 +52,10 @@ impl Toolchain {
         };
         forget_caller(&mut cargo);
         cargo.env("CARGO_TARGET_DIR", target_dir).env("CARGO_BUILD_TARGET", TARGET);
+        // Panics name their source file: the same module comes out whoever builds it, and names nobody's home.
+        if let Some(home) = cargo_home() {
+            cargo.env("CARGO_ENCODED_RUSTFLAGS", format!("--remap-path-prefix={}=/cargo", home.display()));
+        }
         if let Self::Debian { linker_dir } = self {
             let mut path = env::var_os("PATH").unwrap_or_default();
             path.push(":");
@@ -84,6 +88,11 @@ pub(crate) fn forget_caller(command: &mut Command) {
     for name in foreign {
         command.env_remove(name);
     }
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    let home = || env::home_dir().map(|h| h.join(".cargo"));
+    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
 }
 
 fn sysroot(rustc: &str) -> Option<PathBuf> {

@@ -385,8 +385,12 @@ impl<'a> DeserializeSeed<'a> for Skip<'_> {
 }
 
 impl Skip<'_> {
-    fn below<E: de::Error>(&self) -> Result<usize, E> {
-        if self.depth < JSON_DEPTH_MAX { Ok(self.depth + 1) } else { Err(stop()) }
+    fn below<E: de::Error>(&mut self) -> Result<usize, E> {
+        if self.depth < JSON_DEPTH_MAX {
+            return Ok(self.depth + 1);
+        }
+        *self.fault = Some(Fault::Depth);
+        Err(stop())
     }
 }
 
@@ -413,23 +417,13 @@ impl<'a> Visitor<'a> for Skip<'_> {
     fn visit_unit<E: de::Error>(self) -> Result<(), E> {
         Ok(())
     }
-    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<(), A::Error> {
-        let depth = self.below().inspect_err(|_: &A::Error| *self.fault = Some(Fault::Depth));
-        let depth = match depth {
-            Ok(depth) => depth,
-            Err(e) => return Err(e),
-        };
+    fn visit_seq<A: SeqAccess<'a>>(mut self, mut seq: A) -> Result<(), A::Error> {
+        let depth = self.below()?;
         while seq.next_element_seed(Skip { depth, fault: self.fault })?.is_some() {}
         Ok(())
     }
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        let depth = match self.below() {
-            Ok(depth) => depth,
-            Err(e) => {
-                *self.fault = Some(Fault::Depth);
-                return Err(e);
-            }
-        };
+    fn visit_map<A: MapAccess<'a>>(mut self, mut map: A) -> Result<(), A::Error> {
+        let depth = self.below()?;
         while map.next_key::<de::IgnoredAny>()?.is_some() {
             map.next_value_seed(Skip { depth, fault: self.fault })?;
         }

@@ -121,8 +121,8 @@ fn rfc3339(text: &str) -> Result<i128, TimeError> {
             _ => Err(TimeError::Format),
         })
     };
-    let punctuation = [(4, b"--"), (7, b"--"), (10, b"Tt"), (13, b"::"), (16, b"::")];
-    if punctuation.iter().any(|(at, allowed)| !allowed.contains(&b[*at]) && !(*at == 10 && b[*at] == b' ')) {
+    let punctuation: [(usize, &[u8]); 5] = [(4, b"-"), (7, b"-"), (10, b"Tt "), (13, b":"), (16, b":")];
+    if punctuation.iter().any(|(at, allowed)| !allowed.contains(&b[*at])) {
         return Err(TimeError::Format);
     }
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);

@@ -291,9 +291,14 @@ impl<D: Disk> Log for Embedded<D> {
     }
 
     async fn status(&self, partition: Partition) -> Result<PartitionStatus, ReadError> {
-        Ok(self.readable(partition)?.status())
+        let part = self.readable(partition)?.clone();
+        blocking(move || part.status())
+            .await
+            .unwrap_or_else(|reason| Err(ReadError::Storage { partition, reason }))
     }
 }
 
+#[cfg(test)]
+mod crash_tests;
 #[cfg(test)]
 mod tests;

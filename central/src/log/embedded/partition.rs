@@ -162,17 +162,15 @@ impl<D: Disk> Part<D> {
         }
     }
 
-    pub(super) fn status(&self) -> PartitionStatus {
-        PartitionStatus { low: self.low(), high: self.high(), bytes: self.handle.bytes() }
+    /// Blocks.
+    pub(super) fn status(&self) -> Result<PartitionStatus, ReadError> {
+        Ok(PartitionStatus { low: self.low()?, high: self.high(), bytes: self.handle.bytes() })
     }
 
     /// The offset of the oldest record that can still be read.
-    fn low(&self) -> Offset {
+    fn low(&self) -> Result<Offset, ReadError> {
         let mut reader = self.handle.reader(self.handle.first());
-        match self.next_extent(&mut reader) {
-            Ok(Some((_, base, _))) => base,
-            Ok(None) | Err(_) => self.high(),
-        }
+        Ok(self.next_extent(&mut reader)?.map_or(self.high(), |(_, base, _)| base))
     }
 
     /// The next group's frame and extent.
@@ -212,16 +210,7 @@ impl<D: Disk> Part<D> {
         loop {
             let Some(record) = cursor.rest.front() else {
                 let Some(frame) = cursor.reader.next().map_err(|e| self.storage(&e))? else { break };
-                for gap in cursor.reader.take_gaps() {
-                    if gap.cause == GapCause::Trimmed {
-                        return Err(ReadError::Trimmed {
-                            partition: self.partition,
-                            from,
-                            first: self.low(),
-                        });
-                    }
-                    tracing::error!(partition = %self.partition, first = %gap.first, last = %gap.last, "groups cannot be read; their records are lost");
-                }
+                self.stepped_over(&mut cursor)?;
                 if frame.kind == GROUP {
                     cursor.rest = self.split(frame)?;
                     cursor.rest.retain(|r| r.offset >= from);
@@ -252,12 +241,28 @@ impl<D: Disk> Part<D> {
             return Ok(cursors.remove(i));
         }
         drop(cursors);
-        let first = self.low();
+        let first = self.low()?;
         if from < first {
             return Err(ReadError::Trimmed { partition: self.partition, from, first });
         }
         let reader = self.handle.reader(self.locate(from)?);
         Ok(Cursor { next: from, reader, rest: VecDeque::new() })
+    }
+
+    /// What a reader could not read: deleted meanwhile, or damaged.
+    fn stepped_over(&self, cursor: &mut Cursor<D>) -> Result<(), ReadError> {
+        for gap in cursor.reader.take_gaps() {
+            if gap.cause != GapCause::Trimmed {
+                tracing::error!(partition = %self.partition, first = %gap.first, last = %gap.last, "groups cannot be read; their records are lost");
+                continue;
+            }
+            // Frames without records may go from under a reader that stands behind the last record.
+            let (from, first) = (cursor.next, self.low()?);
+            if first > from {
+                return Err(ReadError::Trimmed { partition: self.partition, from, first });
+            }
+        }
+        Ok(())
     }
 
     /// The records of a group, sharing the frame's bytes.

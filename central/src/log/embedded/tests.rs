@@ -2,7 +2,7 @@ use super::{super::*, *};
 use link::receive::Head;
 use record::{Digest, GatewayId, Incarnation, Seq, StreamName, clock::SeededRandom};
 
-fn options(segment_bytes: u64) -> EmbeddedOptions {
+pub(super) fn options(segment_bytes: u64) -> EmbeddedOptions {
     EmbeddedOptions { segment_bytes, keep_bytes: 0, ..EmbeddedOptions::default() }
 }
 
@@ -10,7 +10,7 @@ fn names() -> (GatewayId, StreamName) {
     (GatewayId::new("plant-7").expect("valid"), StreamName::new("machine").expect("valid"))
 }
 
-fn data(n: u64, bytes: usize) -> DataRecord {
+pub(super) fn data(n: u64, bytes: usize) -> DataRecord {
     let (gateway, stream) = names();
     let headers = RecordHeaders {
         content_type: ContentType::ArrowStream,
@@ -28,7 +28,7 @@ fn data(n: u64, bytes: usize) -> DataRecord {
     DataRecord { headers, bytes: Bytes::from(vec![n as u8; bytes]) }
 }
 
-fn head(last: u64) -> ProgressRecord {
+pub(super) fn head(last: u64) -> ProgressRecord {
     let (gateway, stream) = names();
     let value = Progress::Head(Head {
         incarnation: Incarnation(1),

@@ -1,0 +1,405 @@
+//! Lanes: each root stream with the streams below it reads the input log at its own pace, on its own thread.
+//!
+//! Invariants:
+//! - a lane that waits (for a module, for room, for a slow module) delays neither acknowledgements nor other lanes;
+//! - a step's position, state and rows are handed to the writer together, in the order of the lane's steps;
+//! - after an error of the step the lane's core is thrown away and made anew from the state that the writer holds;
+//! - events that were accepted for the lane and that its routes no longer want (the configuration changed) are counted
+//!   as dropped, never passed over silently.
+//!
+//! It never acknowledges, never trims, and never touches another lane's state.
+
+mod encode;
+
+#[cfg(test)]
+pub(crate) use encode::blocks;
+
+use crate::{
+    config::Stream,
+    event::{Event, Events},
+    ingest::{
+        EVENTS, events_by_stream,
+        route::{LaneIndex, Routes},
+    },
+    limits::{HOLD_RETRY, STEP_BYTES, STEP_CHANGES_BYTES_MAX, STEP_EVENTS, STEP_LINGER},
+    metrics::LaneMetrics,
+    output::{Output, PendingStep},
+    step::{Effects, Instances, Lane, Now, StepError, keys},
+};
+use journal::{Frame, FrameSeq, JournalError, LogHandle, Reader};
+use record::{StreamName, StreamSchema, clock::Clock};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Gives the module of a stream for the columns of its parent.
+pub type ModulesFor = Arc<dyn Fn(&Stream, &Arc<StreamSchema>) -> Result<Instances, String> + Send + Sync>;
+
+/// How often an idle lane looks at the clock: for silent windows, and to record the position it has read to.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What a lane may be told.
+#[derive(Debug)]
+pub enum Command {
+    /// Close all open windows of a stream; answered when the step is handed over.
+    Flush(StreamName, oneshot::Sender<()>),
+}
+
+/// Why a lane ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// The input log.
+    #[error("lane {0}: {1}")]
+    Input(StreamName, JournalError),
+    /// The program contradicts itself.
+    #[error("lane {0}: {1}")]
+    Step(StreamName, StepError),
+    /// Rows that cannot be encoded.
+    #[error("lane {0}: {1}")]
+    Encode(StreamName, record::RecordError),
+}
+
+/// What a lane is made from.
+pub struct LaneParts {
+    /// The root stream.
+    pub root: Stream,
+    /// All streams.
+    pub streams: Vec<Stream>,
+    /// The lane's number in the routes.
+    pub index: LaneIndex,
+    /// Which events it wants.
+    pub routes: Arc<Routes>,
+    /// Where events come from.
+    pub input: LogHandle,
+    /// Where steps go.
+    pub output: Output,
+    /// Modules by stream.
+    pub modules: ModulesFor,
+    /// Changes when a module was put in or activated.
+    pub modules_changed: watch::Receiver<u64>,
+    /// Orders from the admin API.
+    pub commands: mpsc::Receiver<Command>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// What is shown.
+    pub metrics: LaneMetrics,
+    /// The wish to stop.
+    pub stop: CancellationToken,
+    /// To wait on.
+    pub runtime: Handle,
+}
+
+/// Why a lane's core is no longer served.
+enum Ended {
+    Stop,
+    Rebuild,
+    Held(StepError),
+}
+
+/// Runs a lane until the process stops.
+pub fn run(mut parts: LaneParts) -> Result<(), LaneError> {
+    let mut wait = HOLD_RETRY.0;
+    loop {
+        let Ok(image) = parts.output.image() else { return Ok(()) };
+        let consumed = image.get(&keys::consumed(&parts.root.name)).and_then(keys::read_u64).unwrap_or(0);
+        parts.modules_changed.mark_unchanged();
+        let lane = Lane::new(&parts.root, &parts.streams, &*parts.modules, &image, parts.now());
+        drop(image);
+        let ended = match lane {
+            Ok(lane) => Driver::new(&mut parts, lane, FrameSeq(consumed)).serve(&mut wait)?,
+            Err(held @ StepError::Held { .. }) => Ended::Held(held),
+            Err(broken) => return Err(LaneError::Step(parts.root.name.clone(), broken)),
+        };
+        match ended {
+            Ended::Stop => return Ok(()),
+            Ended::Rebuild => {}
+            Ended::Held(why) => {
+                tracing::warn!(lane = %parts.root.name, reason = %why, retry_in = ?wait, "the lane waits; its events stay in the input log");
+                parts.metrics.held(Some(&why.to_string()));
+                if !parts.rest(wait) {
+                    return Ok(());
+                }
+                wait = (wait * 2).min(HOLD_RETRY.1);
+            }
+        }
+    }
+}
+
+impl LaneParts {
+    fn now(&self) -> Now {
+        Now { wall_ns: self.clock.wall_ns(), monotonic_ns: self.clock.monotonic_ns() }
+    }
+
+    /// Waits for a module, or for some time; false when the process stops.
+    fn rest(&mut self, wait: Duration) -> bool {
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = self.stop.cancelled() => false,
+                Ok(()) = self.modules_changed.changed() => true,
+                () = tokio::time::sleep(wait) => true,
+            }
+        })
+    }
+}
+
+struct Driver<'p> {
+    parts: &'p mut LaneParts,
+    lane: Lane,
+    reader: Reader,
+    tail: watch::Receiver<FrameSeq>,
+    /// Read through, and recorded through.
+    read: FrameSeq,
+    recorded: FrameSeq,
+    recorded_at: Instant,
+    looked_at: Instant,
+    wanted: HashMap<String, bool>,
+    topic: String,
+}
+
+/// What woke an idle lane.
+enum Woken {
+    Stop,
+    Modules,
+    Command(Command),
+    Input,
+    Time,
+}
+
+impl<'p> Driver<'p> {
+    fn new(parts: &'p mut LaneParts, lane: Lane, consumed: FrameSeq) -> Self {
+        let mut tail = parts.input.watch();
+        tail.mark_changed();
+        Self {
+            reader: parts.input.reader(consumed.next()),
+            tail,
+            lane,
+            read: consumed,
+            recorded: consumed,
+            recorded_at: Instant::now(),
+            looked_at: Instant::now(),
+            wanted: HashMap::new(),
+            topic: String::new(),
+            parts,
+        }
+    }
+
+    fn serve(mut self, wait: &mut Duration) -> Result<Ended, LaneError> {
+        let announced = self.lane.schemas().into_iter().filter(|(_, _, forward)| *forward);
+        if self.parts.output.announce(announced.map(|(name, schema, _)| (name, schema)).collect()).is_err() {
+            return Ok(Ended::Stop);
+        }
+        self.parts.metrics.held(None);
+        loop {
+            match self.turn() {
+                Ok(None) => *wait = HOLD_RETRY.0,
+                Ok(Some(ended)) => return Ok(ended),
+                Err(LaneError::Step(_, held @ StepError::Held { .. })) => return Ok(Ended::Held(held)),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// One step, or one wait.
+    fn turn(&mut self) -> Result<Option<Ended>, LaneError> {
+        if self.parts.stop.is_cancelled() {
+            return Ok(Some(Ended::Stop));
+        }
+        if self.parts.modules_changed.has_changed().unwrap_or(false) {
+            return Ok(Some(Ended::Rebuild));
+        }
+        let frames = self.gather()?;
+        if self.read > self.recorded && !self.step(&frames)? {
+            return Ok(Some(Ended::Stop));
+        }
+        if self.looked_at.elapsed() >= LOOK && !self.look()? {
+            return Ok(Some(Ended::Stop));
+        }
+        if !frames.is_empty() {
+            return Ok(None);
+        }
+        match self.wait(LOOK) {
+            Woken::Stop => Ok(Some(Ended::Stop)),
+            Woken::Modules => Ok(Some(Ended::Rebuild)),
+            Woken::Command(Command::Flush(stream, done)) => {
+                let mut fx = self.lane.flush(&stream, self.parts.now()).map_err(|e| self.failed(e))?;
+                let written = self.write(&mut fx)?;
+                // Whoever asked may have left.
+                let _ = done.send(());
+                Ok((!written).then_some(Ended::Stop))
+            }
+            Woken::Input | Woken::Time => Ok(None),
+        }
+    }
+
+    fn wait(&mut self, at_most: Duration) -> Woken {
+        let (parts, tail) = (&mut *self.parts, &mut self.tail);
+        parts.runtime.block_on(async {
+            tokio::select! {
+                () = parts.stop.cancelled() => Woken::Stop,
+                Ok(()) = parts.modules_changed.changed() => Woken::Modules,
+                Some(command) = parts.commands.recv() => Woken::Command(command),
+                Ok(()) = tail.changed() => Woken::Input,
+                () = tokio::time::sleep(at_most) => Woken::Time,
+            }
+        })
+    }
+
+    /// Input frames for one step: as many as are there, up to the bounds; what trickles in is waited for a little,
+    /// because a block of many rows costs hardly more than a block of one.
+    fn gather(&mut self) -> Result<Vec<Frame>, LaneError> {
+        let (mut frames, mut events, mut bytes) = (Vec::new(), 0, 0);
+        let mut until: Option<Instant> = None;
+        while events < STEP_EVENTS && bytes < STEP_BYTES {
+            self.tail.mark_unchanged();
+            let next = self.reader.next().map_err(|e| LaneError::Input(self.parts.root.name.clone(), e))?;
+            self.report_gaps();
+            let Some(frame) = next else {
+                let Some(until) = until else { break };
+                let remaining = until.saturating_duration_since(Instant::now());
+                if remaining.is_zero() || self.parts.stop.is_cancelled() || !self.trickle(remaining) {
+                    break;
+                }
+                continue;
+            };
+            self.read = frame.seq;
+            let mine = self.events_for_me(&frame);
+            if mine == 0 {
+                continue;
+            }
+            events += mine;
+            bytes += frame.payload.len();
+            frames.push(frame);
+            until.get_or_insert_with(|| Instant::now() + STEP_LINGER);
+        }
+        Ok(frames)
+    }
+
+    /// Whether more input came in time.
+    fn trickle(&mut self, at_most: Duration) -> bool {
+        let tail = &mut self.tail;
+        self.parts
+            .runtime
+            .block_on(async { matches!(tokio::time::timeout(at_most, tail.changed()).await, Ok(Ok(()))) })
+    }
+
+    fn report_gaps(&mut self) {
+        for gap in self.reader.take_gaps() {
+            tracing::error!(lane = %self.parts.root.name, first = %gap.first, last = %gap.last, cause = ?gap.cause,
+                "input frames are not readable: their events are lost to this lane");
+            self.parts.metrics.input_frames_lost.inc_by(gap.frames());
+        }
+    }
+
+    /// What the frame's meta says that it holds for this lane; 1 when it cannot be read.
+    fn events_for_me(&self, frame: &Frame) -> usize {
+        if frame.kind != EVENTS {
+            return 0;
+        }
+        let Some(counts) = events_by_stream(&frame.meta) else { return 1 };
+        let mine = counts.iter().find(|(name, _)| *name == self.parts.root.name.as_str());
+        mine.map_or(0, |(_, events)| *events as usize)
+    }
+
+    /// Takes the frames' events through the lane and hands the step over; false when the writer is gone.
+    fn step(&mut self, frames: &[Frame]) -> Result<bool, LaneError> {
+        if frames.is_empty() {
+            let due = self.recorded_at.elapsed() >= LOOK;
+            return if due { self.write(&mut Effects::default()) } else { Ok(true) };
+        }
+        let started = Instant::now();
+        let (events, mut expected) = (self.events(frames), 0);
+        for frame in frames {
+            expected += events_by_stream(&frame.meta).map_or(0, |_| self.events_for_me(frame));
+        }
+        let (now, taken) = (self.parts.now(), events.len());
+        let mut fx = self.lane.step(&events, now).map_err(|e| self.failed(e))?;
+        if expected > taken {
+            let lost = (expected - taken) as u64;
+            tracing::error!(lane = %self.parts.root.name, events = lost,
+                "events that were accepted for this stream are not wanted by its present routes: counted as dropped");
+            let count = fx.count(&self.parts.root.name);
+            count.received += lost;
+            count.dropped += lost;
+        }
+        if let Some(newest) = events.iter().map(|e| e.received_ns).max() {
+            self.parts.metrics.last_event(newest);
+        }
+        drop(events);
+        self.parts.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
+        self.write(&mut fx)
+    }
+
+    fn events<'f>(&mut self, frames: &'f [Frame]) -> Vec<Event<'f>> {
+        let mut out = Vec::new();
+        for frame in frames {
+            for event in Events::new(&frame.payload) {
+                match event {
+                    Ok(event) if self.wants(&event) => out.push(event),
+                    Ok(_) => {}
+                    Err(e) => {
+                        tracing::error!(frame = %frame.seq, error = %e, "the rest of the frame is passed over")
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn wants(&mut self, event: &Event<'_>) -> bool {
+        self.topic.clear();
+        for part in [event.source, "\0", event.stream, "\0", event.topic] {
+            self.topic.push_str(part);
+        }
+        if let Some(wanted) = self.wanted.get(&self.topic) {
+            return *wanted;
+        }
+        let wanted = self.parts.routes.wants(self.parts.index, event);
+        if self.wanted.len() >= crate::limits::ROUTE_CACHE_MAX {
+            self.wanted.clear();
+        }
+        self.wanted.insert(self.topic.clone(), wanted);
+        wanted
+    }
+
+    /// Looks at the clock and at the lane's health; false when the writer is gone.
+    fn look(&mut self) -> Result<bool, LaneError> {
+        self.looked_at = Instant::now();
+        let mut fx = self.lane.idle(self.parts.now()).map_err(|e| self.failed(e))?;
+        self.parts.metrics.health(&self.lane.health());
+        if fx.is_empty() { Ok(true) } else { self.write(&mut fx) }
+    }
+
+    /// Hands effects over with the position read so far; false when the writer is gone.
+    fn write(&mut self, fx: &mut Effects) -> Result<bool, LaneError> {
+        let name = self.parts.root.name.clone();
+        let blocks = encode::blocks(fx).map_err(|e| LaneError::Encode(name.clone(), e))?;
+        self.parts.metrics.effects(fx);
+        let changes = fx.take_changes();
+        let size: usize = changes.puts.iter().map(|(k, v)| k.len() + v.len()).sum();
+        if size > STEP_CHANGES_BYTES_MAX {
+            let why = format!(
+                "its states change by {size} bytes in one step, the limit is {STEP_CHANGES_BYTES_MAX}"
+            );
+            let (stream, module) = (name.to_string(), "of the lane".to_owned());
+            return Err(LaneError::Step(name, StepError::Held { stream, module, why }));
+        }
+        let step = PendingStep {
+            lane: name,
+            consumed: self.read,
+            made_ns: self.parts.clock.wall_ns(),
+            changes,
+            counts: std::mem::take(&mut fx.counts),
+            blocks,
+        };
+        (self.recorded, self.recorded_at) = (self.read, Instant::now());
+        Ok(self.parts.output.write(step).is_ok())
+    }
+
+    fn failed(&self, e: StepError) -> LaneError {
+        LaneError::Step(self.parts.root.name.clone(), e)
+    }
+}

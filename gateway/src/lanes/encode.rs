@@ -1,0 +1,95 @@
+//! A step's rows as blocks. A row that is too large for a block alone becomes a dead letter.
+
+use crate::{
+    dead_letter::{self, DeadLetter, Reason, row_json, shortened},
+    limits::EVENT_PAYLOAD_BYTES_MAX,
+    output::PendingBlock,
+    step::Effects,
+};
+use record::{Batch, DEAD_LETTERS, RecordError, StreamName, block, limits::BATCH_ROWS_MAX};
+
+/// The blocks of a step, in the order of each stream's rows; dead letters last.
+pub(crate) fn blocks(fx: &mut Effects) -> Result<Vec<PendingBlock>, RecordError> {
+    let mut out = Vec::new();
+    for (stream, batch) in std::mem::take(&mut fx.rows) {
+        for row in encode(&stream, &batch, &mut out)? {
+            let count = fx.count(&stream);
+            // It was counted as a row of the stream; a window's or transform's row never stood in `kept`.
+            count.produced -= 1;
+            if count.kept > 0 {
+                count.kept -= 1;
+                count.dead_lettered += 1;
+            }
+            fx.dead_letters.push(too_large(&stream, &batch, row));
+        }
+    }
+    let letters = std::mem::take(&mut fx.dead_letters);
+    if letters.is_empty() {
+        return Ok(out);
+    }
+    let stream = StreamName::new(DEAD_LETTERS)?;
+    let count = fx.count(&stream);
+    for n in [&mut count.received, &mut count.kept, &mut count.produced] {
+        *n += letters.len() as u64;
+    }
+    for part in letters.chunks(BATCH_ROWS_MAX) {
+        let batch = dead_letter::batch(part)?;
+        if let Some(row) = encode(&stream, &batch, &mut out)?.first() {
+            return Err(RecordError::Block(format!("dead letter {row} of a step is larger than a block")));
+        }
+    }
+    fx.dead_letters = letters;
+    Ok(out)
+}
+
+/// Encodes a batch, halved as often as needed; gives the rows that are too large alone.
+fn encode(
+    stream: &StreamName,
+    batch: &Batch,
+    out: &mut Vec<PendingBlock>,
+) -> Result<Vec<usize>, RecordError> {
+    let schema = batch.schema().fingerprint();
+    let (mut rest, mut too_large) = (vec![(0, batch.rows())], Vec::new());
+    while let Some((from, rows)) = rest.pop() {
+        if rows == 0 {
+            continue;
+        }
+        match block::encode(&compact(&batch.slice(from, rows))?) {
+            Ok(bytes) => out.push(PendingBlock { stream: stream.clone(), schema, rows: rows as u64, bytes }),
+            Err(_) if rows == 1 => too_large.push(from),
+            Err(_) => {
+                let half = rows / 2;
+                rest.push((from + half, rows - half));
+                rest.push((from, half));
+            }
+        }
+    }
+    Ok(too_large)
+}
+
+/// A filtered batch still carries the names of devices whose rows are gone; few rows with many names are rewritten.
+fn compact(batch: &Batch) -> Result<Batch, RecordError> {
+    if batch.device_names().len() <= 2 * batch.rows() + 16 {
+        return Ok(batch.clone());
+    }
+    use record::arrow::array::{Array, DictionaryArray, cast::AsArray, types};
+    let names: DictionaryArray<types::Int32Type> =
+        (0..batch.rows()).map(|row| Some(batch.device(row))).collect();
+    let times = batch.arrow().column(0).as_primitive::<types::TimestampNanosecondType>().clone();
+    let columns = (0..batch.schema().columns().len()).map(|i| batch.column_at(i).slice(0, batch.rows()));
+    Batch::from_columns(batch.schema().clone(), times, names, columns.collect())
+}
+
+fn too_large(stream: &StreamName, batch: &Batch, row: usize) -> DeadLetter {
+    DeadLetter {
+        stream: stream.clone(),
+        reason: Reason::TooLarge,
+        module: String::new(),
+        error: "the row alone is larger than a block may be; the payload is cut".to_owned(),
+        source: String::new(),
+        topic: String::new(),
+        payload: shortened(&row_json(batch, row), EVENT_PAYLOAD_BYTES_MAX / 8).to_owned(),
+        device: batch.device(row).to_owned(),
+        received_ns: batch.times()[row],
+    }
+}

@@ -1,0 +1,402 @@
+//! A stream that aggregates rows in windows: the host's half keeps keys, windows and states, the module does the sums.
+//!
+//! The state of every group that a step touched is saved in that step. A window without a saved state has taken no row
+//! (all its rows were poison) and closes without a result, so that a crash makes no difference.
+
+use super::{
+    Now, StepError,
+    cells::{self, Pick},
+    effects::Effects,
+    keys,
+    module::{Aggregate, Guard, Make},
+    windows::{Closing, Slot, Windows},
+};
+use crate::{
+    config::{ModuleSetting, OnModuleFailure, Window},
+    dead_letter::{DeadLetter, Reason, row_json},
+};
+use journal::StateImage;
+use record::{
+    Batch, BatchBuilder, Column, EventTime, RecordError, StreamName, StreamSchema, Value,
+    arrow::array::{Array, TimestampNanosecondArray, cast::AsArray, types::TimestampNanosecondType},
+    schema::DEVICE,
+};
+use std::sync::Arc;
+use udf_host::CallError;
+
+/// Results asked for in one call, and states loaded in one call.
+const GROUPS_PER_CALL: usize = 4_096;
+
+pub(super) struct Aggregation {
+    stream: StreamName,
+    guard: Guard<dyn Aggregate>,
+    windows: Windows,
+    idle_ns: Option<u64>,
+    /// Time, device and the key's other columns: what the host adds to the module's columns.
+    key_schema: Arc<StreamSchema>,
+    has_device: bool,
+    output: Arc<StreamSchema>,
+    /// Windows whose states the module would not load: their entries leave with the next step.
+    refused: Vec<Closing>,
+}
+
+impl Aggregation {
+    pub(super) fn new(
+        stream: &StreamName,
+        setting: &ModuleSetting,
+        window: &Window,
+        input: &StreamSchema,
+        make: Make<dyn Aggregate>,
+        image: &StateImage,
+        now: Now,
+    ) -> Result<Self, StepError> {
+        let broken = |why: String| StepError::Broken { stream: stream.to_string(), why };
+        let mut guard = Guard::new(stream, setting, make)?;
+        let (instance, _) = guard.instance()?;
+        let module_columns = instance.output();
+        let picks = window.key.iter().map(|name| Pick::named(input, name)).collect::<Option<Vec<_>>>();
+        let picks =
+            picks.ok_or_else(|| broken(format!("a column of the key {:?} is not declared", window.key)))?;
+        let key_columns: Vec<Column> = picks
+            .iter()
+            .filter_map(|pick| match pick {
+                Pick::Column(i, _) => Some(input.columns()[*i].clone()),
+                Pick::Time | Pick::Device => None,
+            })
+            .collect();
+        let all = key_columns.iter().chain(module_columns.columns()).cloned().collect();
+        let output = StreamSchema::new(all).map_err(|e| broken(e.to_string()))?;
+        let key_schema = StreamSchema::new(key_columns).map_err(|e| broken(e.to_string()))?;
+        let ns = |d: std::time::Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
+        let mut me = Self {
+            stream: stream.clone(),
+            guard,
+            windows: Windows::new(ns(window.every), ns(window.lateness), picks),
+            idle_ns: window.idle.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
+            key_schema: Arc::new(key_schema),
+            has_device: window.key.iter().any(|k| k == DEVICE),
+            output: Arc::new(output),
+            refused: Vec::new(),
+        };
+        me.restore(image, now)
+            .ok_or_else(|| broken("the window state in the buffer is damaged".to_owned()))?;
+        me.load_restored()?;
+        Ok(me)
+    }
+
+    pub(super) fn output(&self) -> &Arc<StreamSchema> {
+        &self.output
+    }
+
+    pub(super) fn is_suspended(&self) -> bool {
+        self.guard.is_suspended()
+    }
+
+    pub(super) fn open_windows(&self) -> usize {
+        self.windows.open_count()
+    }
+
+    fn restore(&mut self, image: &StateImage, now: Now) -> Option<()> {
+        let prefix = keys::window_keys(&self.stream);
+        for (key, value) in image.scan_prefix(&prefix) {
+            let (newest, closed) = value.split_first_chunk::<8>()?;
+            let closed = i64::from_le_bytes(closed.try_into().ok()?);
+            self.windows.restore_key(
+                &key[prefix.len()..],
+                i64::from_le_bytes(*newest),
+                closed,
+                now.monotonic_ns,
+            );
+        }
+        let prefix = keys::groups(&self.stream);
+        for (key, value) in image.scan_prefix(&prefix) {
+            let (start, key) = keys::group_parts(&key[prefix.len()..])?;
+            self.windows.restore_window(key, start, value.to_vec()).then_some(())?;
+        }
+        Some(())
+    }
+
+    /// Gives the module the states of the windows that were open. When it refuses them (a new version with another
+    /// layout), the windows begin anew: said in the log, because what was summed up so far is lost to them.
+    fn load_restored(&mut self) -> Result<(), StepError> {
+        let (slots, states) = self.windows.live();
+        let (instance, _) = self.guard.instance()?;
+        if let Err(error) = load(instance, &slots, &states) {
+            tracing::error!(stream = %self.stream, module = self.guard.module, windows = slots.len(), %error,
+                "the module does not take the states of the open windows: these windows begin anew");
+            self.refused = self.windows.forget_open();
+            self.guard.discard();
+        }
+        Ok(())
+    }
+
+    /// Takes rows; gives the results of the windows that closed, if any.
+    pub(super) fn rows(
+        &mut self,
+        rows: &Batch,
+        now: Now,
+        fx: &mut Effects,
+    ) -> Result<Option<Batch>, StepError> {
+        self.drop_refused(fx);
+        let assigned = self.windows.assign(rows, now.monotonic_ns);
+        let late = |_: &Batch, _| "its window has closed".to_owned();
+        self.bury(rows, &assigned.late, Reason::Late, late, now, fx);
+        let over = |_: &Batch, _| "too many keys or open windows".to_owned();
+        self.bury(rows, &assigned.overflow, Reason::TooManyGroups, over, now, fx);
+        if !assigned.slots.is_empty() {
+            let accepted = if assigned.slots.len() == rows.rows() {
+                rows.clone()
+            } else {
+                rows.filter(&assigned.accepted).map_err(|e| self.broken(&e))?
+            };
+            self.update(&accepted, &assigned.slots, now, fx)?;
+        }
+        self.save_keys(&assigned.moved, fx);
+        self.close(&assigned.closing, now, fx)
+    }
+
+    /// Closes windows of silent keys, or with `all` of every key.
+    pub(super) fn quiet(
+        &mut self,
+        all: bool,
+        now: Now,
+        fx: &mut Effects,
+    ) -> Result<Option<Batch>, StepError> {
+        if !all && self.idle_ns.is_none() {
+            return Ok(None);
+        }
+        let (closing, touched) = self.windows.close_idle(now.monotonic_ns, self.idle_ns.filter(|_| !all));
+        self.save_keys(&touched, fx);
+        self.close(&closing, now, fx)
+    }
+
+    fn update(&mut self, rows: &Batch, slots: &[u32], now: Now, fx: &mut Effects) -> Result<(), StepError> {
+        let windows = &mut self.windows;
+        let count = windows.slots.len() as u32;
+        let isolated = self.guard.run(rows, now, |instance, fresh, piece, at| {
+            if fresh {
+                let (live, states) = windows.live();
+                load(instance, &live, &states)?;
+            }
+            let groups = &slots[at];
+            instance.update(piece, groups, count)?;
+            let mut touched = groups.to_vec();
+            touched.sort_unstable();
+            touched.dedup();
+            let states = instance.save(&touched)?;
+            for (slot, state) in touched.iter().zip(states) {
+                windows.slots[*slot as usize].saved = Some(state);
+            }
+            Ok(touched)
+        })?;
+        let taken: usize = isolated.passed.iter().map(|(at, _)| at.len()).sum();
+        fx.count(&self.stream).aggregated += taken as u64;
+        for slot in isolated.passed.iter().flat_map(|(_, touched)| touched) {
+            let Slot { window: Some((key, start)), saved: Some(state) } = &self.windows.slots[*slot as usize]
+            else {
+                continue;
+            };
+            let key = &self.windows.keys[*key as usize].bytes;
+            fx.put(keys::group(&self.stream, *start, key), state.clone());
+        }
+        let poison: Vec<usize> = isolated.poison.iter().map(|p| p.row).collect();
+        let mut errors = isolated.poison.iter().map(|p| p.error.to_string());
+        let error = |_: &Batch, _| errors.next().unwrap_or_default();
+        self.bury(rows, &poison, Reason::Module, error, now, fx);
+        Ok(())
+    }
+
+    fn save_keys(&self, moved: &[u32], fx: &mut Effects) {
+        for key in moved {
+            let key = &self.windows.keys[*key as usize];
+            let value = [key.newest_ns.to_le_bytes(), key.closed_ns.to_le_bytes()].concat();
+            fx.put(keys::window_key(&self.stream, &key.bytes), value);
+        }
+    }
+
+    fn drop_refused(&mut self, fx: &mut Effects) {
+        for window in std::mem::take(&mut self.refused) {
+            let key = &self.windows.keys[window.key as usize].bytes;
+            fx.delete(keys::group(&self.stream, window.start_ns, key));
+        }
+    }
+
+    /// The results of windows that close, in order; their states leave.
+    fn close(&mut self, closing: &[Closing], now: Now, fx: &mut Effects) -> Result<Option<Batch>, StepError> {
+        if closing.is_empty() {
+            return Ok(None);
+        }
+        let with_rows: Vec<Closing> =
+            closing.iter().filter(|c| self.windows.slots[c.slot as usize].saved.is_some()).copied().collect();
+        let mut parts = Vec::new();
+        for part in with_rows.chunks(GROUPS_PER_CALL) {
+            match self.finish(part)? {
+                Ok(batch) => parts.push(batch),
+                Err(error) => self.bury_windows(part, &error, now, fx)?,
+            }
+        }
+        for window in &with_rows {
+            let key = &self.windows.keys[window.key as usize].bytes;
+            fx.delete(keys::group(&self.stream, window.start_ns, key));
+        }
+        let slots: Vec<u32> = closing.iter().map(|c| c.slot).collect();
+        self.windows.release(closing);
+        let (instance, fresh) = self.guard.instance()?;
+        let cleared = if fresh {
+            let (live, states) = self.windows.live();
+            load(instance, &live, &states)
+        } else {
+            load(instance, &slots, &vec![Vec::new(); slots.len()])
+        };
+        if cleared.is_err() {
+            self.guard.discard();
+        }
+        if parts.is_empty() { Ok(None) } else { Batch::concat(&parts).map(Some).map_err(|e| self.broken(&e)) }
+    }
+
+    /// The results of some windows; a module that fails is tried once more with a fresh instance.
+    fn finish(&mut self, part: &[Closing]) -> Result<Result<Batch, CallError>, StepError> {
+        let slots: Vec<u32> = part.iter().map(|c| c.slot).collect();
+        let mut last = CallError::Guest("not tried".to_owned());
+        for _ in 0..2 {
+            let (instance, fresh) = self.guard.instance()?;
+            let loaded = if fresh {
+                let (live, states) = self.windows.live();
+                load(instance, &live, &states)
+            } else {
+                Ok(())
+            };
+            match loaded.and_then(|()| instance.finish(&slots)) {
+                Ok(columns) => return self.results(part, columns).map(Ok).map_err(|e| self.broken(&e)),
+                Err(error) => {
+                    self.guard.discard();
+                    last = error;
+                }
+            }
+        }
+        Ok(Err(last))
+    }
+
+    fn results(
+        &self,
+        part: &[Closing],
+        columns: Vec<record::arrow::array::ArrayRef>,
+    ) -> Result<Batch, RecordError> {
+        let mut builder = BatchBuilder::new(self.key_schema.clone());
+        for window in part {
+            let key = &self.windows.keys[window.key as usize].bytes;
+            let mut values = cells::read(key).unwrap_or_default();
+            let device = self.device_at(&mut values);
+            // A window that holds 1900-01-01 may begin before it.
+            let time = EventTime::from_ns(window.start_ns.into()).unwrap_or(EventTime::MIN);
+            builder.push(time, device, &values)?;
+        }
+        let head = builder.finish()?;
+        let times: TimestampNanosecondArray =
+            head.arrow().column(0).as_primitive::<TimestampNanosecondType>().clone();
+        let mut all: Vec<_> =
+            (0..self.key_schema.columns().len()).map(|i| head.column_at(i).clone()).collect();
+        if let Some(bad) = columns.iter().find(|c| c.len() != part.len()) {
+            return Err(RecordError::Shape(format!("{} results for {} windows", bad.len(), part.len())));
+        }
+        all.extend(columns);
+        Batch::from_columns(self.output.clone(), times, head.devices().clone(), all)
+    }
+
+    /// Takes the device out of a key's values, which stand in the order of the configured key.
+    fn device_at<'k>(&self, values: &mut Vec<Value<'k>>) -> &'k str {
+        if !self.has_device {
+            return "";
+        }
+        let at = self.windows.picks().iter().position(|p| *p == Pick::Device);
+        match at.filter(|at| *at < values.len()).map(|at| values.remove(at)) {
+            Some(Value::Str(device)) => device,
+            _ => "",
+        }
+    }
+
+    /// Windows whose results the module would not give.
+    fn bury_windows(
+        &self,
+        part: &[Closing],
+        error: &CallError,
+        now: Now,
+        fx: &mut Effects,
+    ) -> Result<(), StepError> {
+        if self.guard.policy() == OnModuleFailure::Hold {
+            let (stream, module) = (self.stream.to_string(), self.guard.module.clone());
+            return Err(StepError::Held { stream, module, why: error.to_string() });
+        }
+        for window in part {
+            let mut values = cells::read(&self.windows.keys[window.key as usize].bytes).unwrap_or_default();
+            let device = self.device_at(&mut values).to_owned();
+            fx.dead_letters.push(DeadLetter {
+                stream: self.stream.clone(),
+                reason: Reason::Module,
+                module: self.guard.module.clone(),
+                error: format!("no result for the window: {error}"),
+                source: String::new(),
+                topic: String::new(),
+                payload: format!("{{\"window\":{}}}", window.start_ns),
+                device,
+                received_ns: now.wall_ns,
+            });
+        }
+        Ok(())
+    }
+
+    fn bury(
+        &self,
+        rows: &Batch,
+        which: &[usize],
+        reason: Reason,
+        mut error: impl FnMut(&Batch, usize) -> String,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let module = if reason == Reason::Module { self.guard.module.as_str() } else { "" };
+        bury_rows(&self.stream, module, reason, rows, which, &mut error, now, fx);
+    }
+
+    fn broken(&self, e: &RecordError) -> StepError {
+        StepError::Broken { stream: self.stream.to_string(), why: e.to_string() }
+    }
+}
+
+fn load(instance: &mut dyn Aggregate, slots: &[u32], states: &[Vec<u8>]) -> Result<(), CallError> {
+    for (slots, states) in slots.chunks(GROUPS_PER_CALL).zip(states.chunks(GROUPS_PER_CALL)) {
+        instance.load(slots, states)?;
+    }
+    Ok(())
+}
+
+/// Rows of a stream below the root as dead letters, counted.
+#[expect(clippy::too_many_arguments, reason = "each is one column of a dead letter")]
+pub(super) fn bury_rows(
+    stream: &StreamName,
+    module: &str,
+    reason: Reason,
+    rows: &Batch,
+    which: &[usize],
+    error: &mut dyn FnMut(&Batch, usize) -> String,
+    now: Now,
+    fx: &mut Effects,
+) {
+    if which.is_empty() {
+        return;
+    }
+    fx.count(stream).dead_lettered += which.len() as u64;
+    for row in which {
+        fx.dead_letters.push(DeadLetter {
+            stream: stream.clone(),
+            reason,
+            module: module.to_owned(),
+            error: error(rows, *row),
+            source: String::new(),
+            topic: String::new(),
+            payload: row_json(rows, *row),
+            device: rows.device(*row).to_owned(),
+            received_ns: now.wall_ns,
+        });
+    }
+}

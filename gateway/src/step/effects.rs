@@ -1,0 +1,60 @@
+//! What a step brings about.
+
+use crate::dead_letter::DeadLetter;
+use journal::Changes;
+use record::{Batch, Counts, StreamName};
+use std::collections::BTreeMap;
+
+/// What a step brings about; see the module above.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Rows of streams that are forwarded, in the order of each stream's seqs.
+    pub rows: Vec<(StreamName, Batch)>,
+    /// What could not become rows.
+    pub dead_letters: Vec<DeadLetter>,
+    /// What each stream counted in this step.
+    pub counts: BTreeMap<StreamName, Counts>,
+    /// Values stepped over because no column is declared for them.
+    pub undeclared: u64,
+    state: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Effects {
+    /// A stream's counts in this step.
+    pub fn count(&mut self, stream: &StreamName) -> &mut Counts {
+        if !self.counts.contains_key(stream) {
+            self.counts.insert(stream.clone(), Counts::default());
+        }
+        self.counts.get_mut(stream).expect("put in above")
+    }
+
+    /// Sets a key of the state; the last word on a key counts.
+    pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.state.insert(key, Some(value));
+    }
+
+    /// Takes a key of the state away.
+    pub(super) fn delete(&mut self, key: Vec<u8>) {
+        self.state.insert(key, None);
+    }
+
+    /// Whether nothing happened.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+            && self.dead_letters.is_empty()
+            && self.counts.is_empty()
+            && self.state.is_empty()
+    }
+
+    /// The changes of state, once.
+    pub fn take_changes(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        for (key, value) in std::mem::take(&mut self.state) {
+            match value {
+                Some(value) => changes.puts.push((key, value)),
+                None => changes.deletes.push(key),
+            }
+        }
+        changes
+    }
+}

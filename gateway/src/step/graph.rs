@@ -1,0 +1,368 @@
+//! A root stream and the streams below it, as one piece that takes events.
+
+use super::{
+    Now, StepError,
+    aggregate::{Aggregation, bury_rows},
+    dedup::Dedup,
+    effects::Effects,
+    module::{Filter, Guard, Instances, Transform},
+};
+use crate::{
+    config::{From, OnModuleFailure, Stream},
+    dead_letter::{DeadLetter, Reason},
+    decode::{Chunk, Decoder},
+    event::Event,
+};
+use journal::StateImage;
+use record::{Batch, RecordError, StreamName, StreamSchema};
+use std::sync::Arc;
+
+/// A lane's core; see the module above.
+pub struct Lane {
+    stream: StreamName,
+    schema: Arc<StreamSchema>,
+    forward: bool,
+    decoder: Decoder,
+    dedup: Option<Dedup>,
+    below: Vec<Stage>,
+}
+
+/// A stream below the root.
+struct Stage {
+    stream: StreamName,
+    forward: bool,
+    schema: Arc<StreamSchema>,
+    work: Work,
+    below: Vec<Stage>,
+}
+
+enum Work {
+    /// The parent's rows as they are.
+    Same,
+    Filter(Guard<dyn Filter>),
+    Transform(Guard<dyn Transform>),
+    Aggregate(Box<Aggregation>),
+}
+
+/// What a stream below the root shows of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// The stream.
+    pub stream: StreamName,
+    /// Whether its module is suspended.
+    pub suspended: bool,
+    /// Its open windows.
+    pub open_windows: usize,
+}
+
+/// Gives the module of a stream for the columns of its parent.
+pub type ModulesOf<'m> = dyn Fn(&Stream, &Arc<StreamSchema>) -> Result<Instances, String> + 'm;
+
+/// What a lane is made from.
+pub(super) struct Making<'m> {
+    streams: &'m [Stream],
+    modules: &'m ModulesOf<'m>,
+    image: &'m StateImage,
+    now: Now,
+}
+
+impl Lane {
+    /// Makes the lane of the root stream `root`. `modules` gives the module of a stream for the columns of its parent;
+    /// `image` is the state after the last step.
+    pub fn new(
+        root: &Stream,
+        streams: &[Stream],
+        modules: &ModulesOf<'_>,
+        image: &StateImage,
+        now: Now,
+    ) -> Result<Self, StepError> {
+        let broken = |why: &str| StepError::Broken { stream: root.name.to_string(), why: why.to_owned() };
+        let From::Sources { decode, schema, dedup, .. } = &root.from else {
+            return Err(broken("it is not a root stream"));
+        };
+        let dedup = match dedup {
+            None => None,
+            Some(settings) => Some(
+                Dedup::new(&root.name, schema, settings, image)
+                    .ok_or_else(|| broken("its dedup keys are not declared, or damaged in the buffer"))?,
+            ),
+        };
+        let making = Making { streams, modules, image, now };
+        Ok(Self {
+            stream: root.name.clone(),
+            schema: schema.clone(),
+            forward: root.forward,
+            decoder: Decoder::new(root.name.clone(), schema.clone(), decode.clone()),
+            dedup,
+            below: making.below(&root.name, schema)?,
+        })
+    }
+
+    /// The streams of the lane with their columns, parents first.
+    pub fn schemas(&self) -> Vec<(StreamName, Arc<StreamSchema>, bool)> {
+        let mut out = vec![(self.stream.clone(), self.schema.clone(), self.forward)];
+        self.below.iter().for_each(|s| s.schemas(&mut out));
+        out
+    }
+
+    /// How the streams below the root fare.
+    pub fn health(&self) -> Vec<Health> {
+        let mut out = Vec::new();
+        self.below.iter().for_each(|s| s.health(&mut out));
+        out
+    }
+
+    /// Takes events. After an error the lane is used up.
+    pub fn step(&mut self, events: &[Event<'_>], now: Now) -> Result<Effects, StepError> {
+        let mut fx = Effects::default();
+        let decoded = self.decoder.decode(events.iter().copied()).map_err(|e| broken(&self.stream, &e))?;
+        fx.undeclared = decoded.undeclared;
+        if decoded.elements > 0 {
+            let count = fx.count(&self.stream);
+            count.received += decoded.elements;
+            count.dead_lettered += decoded.dead_letters.len() as u64;
+        }
+        fx.dead_letters.extend(decoded.dead_letters);
+        for chunk in decoded.chunks {
+            self.chunk(&chunk, events, now, &mut fx)?;
+        }
+        if let Some(dedup) = &mut self.dedup {
+            dedup.close(&mut fx);
+        }
+        Ok(fx)
+    }
+
+    fn chunk(
+        &mut self,
+        chunk: &Chunk,
+        events: &[Event<'_>],
+        now: Now,
+        fx: &mut Effects,
+    ) -> Result<(), StepError> {
+        let mut rows = chunk.batch.clone();
+        if let Some(dedup) = &mut self.dedup {
+            let judged = dedup.judge(&rows, |row| events[chunk.events[row] as usize].received_ns);
+            let count = fx.count(&self.stream);
+            count.repeats += judged.repeats;
+            count.dead_lettered += judged.conflicts.len() as u64;
+            for row in &judged.conflicts {
+                fx.dead_letters.push(self.conflict(&rows, *row, &events[chunk.events[*row] as usize]));
+            }
+            if judged.repeats > 0 || !judged.conflicts.is_empty() {
+                rows = rows.filter(&judged.keep).map_err(|e| broken(&self.stream, &e))?;
+            }
+        }
+        fx.count(&self.stream).kept += rows.rows() as u64;
+        emit(&self.stream, self.forward, &mut self.below, &rows, now, fx)
+    }
+
+    fn conflict(&self, rows: &Batch, row: usize, event: &Event<'_>) -> DeadLetter {
+        DeadLetter {
+            stream: self.stream.clone(),
+            reason: Reason::KeyConflict,
+            module: String::new(),
+            error: "another row with the same dedup key has other content".to_owned(),
+            source: event.source.to_owned(),
+            topic: event.topic.to_owned(),
+            payload: crate::dead_letter::row_json(rows, row),
+            device: rows.device(row).to_owned(),
+            received_ns: event.received_ns,
+        }
+    }
+
+    /// Closes the windows of keys that have been silent for the time that their stream allows; nothing happened when
+    /// the effects are empty. After an error the lane is used up.
+    pub fn idle(&mut self, now: Now) -> Result<Effects, StepError> {
+        let mut fx = Effects::default();
+        quiet(&mut self.below, None, now, &mut fx)?;
+        Ok(fx)
+    }
+
+    /// Closes every open window of a stream. After an error the lane is used up.
+    pub fn flush(&mut self, stream: &StreamName, now: Now) -> Result<Effects, StepError> {
+        let mut fx = Effects::default();
+        quiet(&mut self.below, Some(stream), now, &mut fx)?;
+        Ok(fx)
+    }
+}
+
+impl Making<'_> {
+    fn below(&self, parent: &StreamName, input: &Arc<StreamSchema>) -> Result<Vec<Stage>, StepError> {
+        let children = self.streams.iter().filter(|s| matches!(&s.from, From::Stream(p) if p == parent));
+        children.map(|s| self.stage(s, input)).collect()
+    }
+
+    fn stage(&self, stream: &Stream, input: &Arc<StreamSchema>) -> Result<Stage, StepError> {
+        let (work, schema) = self.work(stream, input)?;
+        let below = self.below(&stream.name, &schema)?;
+        Ok(Stage { stream: stream.name.clone(), forward: stream.forward, schema, work, below })
+    }
+
+    fn work(
+        &self,
+        stream: &Stream,
+        input: &Arc<StreamSchema>,
+    ) -> Result<(Work, Arc<StreamSchema>), StepError> {
+        let Some(setting) = &stream.module else { return Ok((Work::Same, input.clone())) };
+        let held = |why: String| StepError::Held {
+            stream: stream.name.to_string(),
+            module: setting.module.to_string(),
+            why,
+        };
+        match ((self.modules)(stream, input).map_err(held)?, &setting.window) {
+            (Instances::Filter(make), None) => {
+                Ok((Work::Filter(Guard::new(&stream.name, setting, make)?), input.clone()))
+            }
+            (Instances::Transform(make), None) => {
+                let mut guard = Guard::new(&stream.name, setting, make)?;
+                let output = guard.instance()?.0.output();
+                Ok((Work::Transform(guard), output))
+            }
+            (Instances::Aggregate(make), Some(window)) => {
+                let work =
+                    Aggregation::new(&stream.name, setting, window, input, make, self.image, self.now)?;
+                let output = work.output().clone();
+                Ok((Work::Aggregate(Box::new(work)), output))
+            }
+            (Instances::Aggregate(_), None) => {
+                Err(held("it aggregates: the stream needs a window".to_owned()))
+            }
+            (_, Some(_)) => Err(held("it does not aggregate: the stream's window has no use".to_owned())),
+        }
+    }
+}
+
+impl Stage {
+    fn schemas(&self, out: &mut Vec<(StreamName, Arc<StreamSchema>, bool)>) {
+        out.push((self.stream.clone(), self.schema.clone(), self.forward));
+        self.below.iter().for_each(|s| s.schemas(out));
+    }
+
+    fn health(&self, out: &mut Vec<Health>) {
+        let (suspended, open_windows) = match &self.work {
+            Work::Same => (false, 0),
+            Work::Filter(g) => (g.is_suspended(), 0),
+            Work::Transform(g) => (g.is_suspended(), 0),
+            Work::Aggregate(a) => (a.is_suspended(), a.open_windows()),
+        };
+        out.push(Health { stream: self.stream.clone(), suspended, open_windows });
+        self.below.iter().for_each(|s| s.health(out));
+    }
+
+    /// Takes the parent's rows.
+    fn rows(&mut self, rows: &Batch, now: Now, fx: &mut Effects) -> Result<(), StepError> {
+        fx.count(&self.stream).received += rows.rows() as u64;
+        let stream = &self.stream;
+        let out = match &mut self.work {
+            Work::Same => {
+                fx.count(stream).kept += rows.rows() as u64;
+                Some(rows.clone())
+            }
+            Work::Filter(guard) => Some(filtered(stream, guard, rows, now, fx)?),
+            Work::Transform(guard) => transformed(stream, guard, &self.schema, rows, now, fx)?,
+            Work::Aggregate(aggregation) => aggregation.rows(rows, now, fx)?,
+        };
+        match out {
+            Some(out) => emit(&self.stream, self.forward, &mut self.below, &out, now, fx),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A stream's own rows: on their way to central, and to the streams below.
+fn emit(
+    stream: &StreamName,
+    forward: bool,
+    below: &mut [Stage],
+    rows: &Batch,
+    now: Now,
+    fx: &mut Effects,
+) -> Result<(), StepError> {
+    if rows.rows() == 0 {
+        return Ok(());
+    }
+    if forward {
+        fx.count(stream).produced += rows.rows() as u64;
+        fx.rows.push((stream.clone(), rows.clone()));
+    }
+    below.iter_mut().try_for_each(|stage| stage.rows(rows, now, fx))
+}
+
+fn quiet(
+    stages: &mut [Stage],
+    only: Option<&StreamName>,
+    now: Now,
+    fx: &mut Effects,
+) -> Result<(), StepError> {
+    for stage in stages {
+        let wanted = only.is_none_or(|s| *s == stage.stream);
+        if let Work::Aggregate(aggregation) = &mut stage.work
+            && wanted
+            && let Some(out) = aggregation.quiet(only.is_some(), now, fx)?
+        {
+            emit(&stage.stream, stage.forward, &mut stage.below, &out, now, fx)?;
+        }
+        quiet(&mut stage.below, only, now, fx)?;
+    }
+    Ok(())
+}
+
+fn filtered(
+    stream: &StreamName,
+    guard: &mut Guard<dyn Filter>,
+    rows: &Batch,
+    now: Now,
+    fx: &mut Effects,
+) -> Result<Batch, StepError> {
+    let isolated = guard.run(rows, now, |instance, _, piece, _| instance.keep(piece))?;
+    let mut keep = vec![0_u64; rows.rows().div_ceil(64)];
+    let mut set = |row: usize| keep[row / 64] |= 1 << (row % 64);
+    let mut judged = 0;
+    for (at, bits) in &isolated.passed {
+        judged += at.len();
+        let kept = (0..at.len()).filter(|i| bits.get(i / 64).is_some_and(|w| w >> (i % 64) & 1 == 1));
+        kept.for_each(|i| set(at.start + i));
+    }
+    let poison: Vec<usize> = isolated.poison.iter().map(|p| p.row).collect();
+    if guard.policy() == OnModuleFailure::Pass {
+        poison.iter().for_each(|row| set(*row));
+        judged += poison.len();
+    } else {
+        let mut errors = isolated.poison.iter().map(|p| p.error.to_string());
+        let error = &mut |_: &Batch, _| errors.next().unwrap_or_default();
+        bury_rows(stream, &guard.module, Reason::Module, rows, &poison, error, now, fx);
+    }
+    let out = rows.filter(&keep).map_err(|e| broken(stream, &e))?;
+    let count = fx.count(stream);
+    count.kept += out.rows() as u64;
+    count.filtered += (judged - out.rows()) as u64;
+    Ok(out)
+}
+
+fn transformed(
+    stream: &StreamName,
+    guard: &mut Guard<dyn Transform>,
+    schema: &Arc<StreamSchema>,
+    rows: &Batch,
+    now: Now,
+    fx: &mut Effects,
+) -> Result<Option<Batch>, StepError> {
+    let isolated = guard.run(rows, now, |instance, _, piece, _| instance.apply(piece))?;
+    let taken: usize = isolated.passed.iter().map(|(at, _)| at.len()).sum();
+    fx.count(stream).aggregated += taken as u64;
+    let poison: Vec<usize> = isolated.poison.iter().map(|p| p.row).collect();
+    let mut errors = isolated.poison.iter().map(|p| p.error.to_string());
+    let error = &mut |_: &Batch, _| errors.next().unwrap_or_default();
+    bury_rows(stream, &guard.module, Reason::Module, rows, &poison, error, now, fx);
+    let parts: Vec<Batch> =
+        isolated.passed.into_iter().flat_map(|(_, out)| out).filter(|b| b.rows() > 0).collect();
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    debug_assert!(parts.iter().all(|p| p.schema() == schema));
+    Batch::concat(&parts).map(Some).map_err(|e| broken(stream, &e))
+}
+
+fn broken(stream: &StreamName, e: &RecordError) -> StepError {
+    StepError::Broken { stream: stream.to_string(), why: e.to_string() }
+}

@@ -1,0 +1,225 @@
+//! Modules as the step sees them, and what happens when they fail.
+//!
+//! A failing call is taken apart until the rows that make it fail stand alone; they follow the stream's policy, the rest
+//! goes on. A module whose calls keep failing is suspended: its rows follow the policy without being tried, until it has
+//! rested; so a module that spins costs its lane a bounded share of time, and other lanes nothing.
+
+use super::{Now, StepError};
+use crate::{
+    config::{ModuleSetting, OnModuleFailure},
+    limits::{MODULE_FAILURES_MAX, MODULE_REST},
+};
+use record::{Batch, StreamName, StreamSchema, arrow::array::ArrayRef};
+use std::{ops::Range, sync::Arc};
+use udf_host::{
+    AggregateInstance, Budget, CallError, FilterInstance, Isolated, PoisonRow, TransformInstance, isolate,
+};
+
+/// Decides for each row whether it stays.
+pub trait Filter {
+    /// Bit i keeps row i.
+    fn keep(&mut self, rows: &Batch) -> Result<Vec<u64>, CallError>;
+}
+
+/// Makes other rows out of rows.
+pub trait Transform {
+    /// Batches of the output's schema.
+    fn apply(&mut self, rows: &Batch) -> Result<Vec<Batch>, CallError>;
+    /// The columns of its answers.
+    fn output(&self) -> Arc<StreamSchema>;
+}
+
+/// Grouped arithmetic; groups are numbers from 0 that the step gives out.
+pub trait Aggregate {
+    /// Adds row i to group `groups[i]`.
+    fn update(&mut self, rows: &Batch, groups: &[u32], group_count: u32) -> Result<(), CallError>;
+    /// The output's columns, a row for each group.
+    fn finish(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>, CallError>;
+    /// The state of each group.
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<Vec<u8>>, CallError>;
+    /// Puts states in the place of groups; a state without bytes makes its group empty.
+    fn load(&mut self, groups: &[u32], states: &[Vec<u8>]) -> Result<(), CallError>;
+    /// The columns of its results.
+    fn output(&self) -> Arc<StreamSchema>;
+}
+
+impl Filter for FilterInstance {
+    fn keep(&mut self, rows: &Batch) -> Result<Vec<u64>, CallError> {
+        FilterInstance::keep(self, rows).map(|bits| bits.0)
+    }
+}
+
+impl Transform for TransformInstance {
+    fn apply(&mut self, rows: &Batch) -> Result<Vec<Batch>, CallError> {
+        TransformInstance::apply(self, rows)
+    }
+    fn output(&self) -> Arc<StreamSchema> {
+        TransformInstance::output(self).clone()
+    }
+}
+
+impl Aggregate for AggregateInstance {
+    fn update(&mut self, rows: &Batch, groups: &[u32], group_count: u32) -> Result<(), CallError> {
+        AggregateInstance::update(self, rows, groups, group_count)
+    }
+    fn finish(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>, CallError> {
+        AggregateInstance::finish(self, groups)
+    }
+    fn save(&mut self, groups: &[u32]) -> Result<Vec<Vec<u8>>, CallError> {
+        AggregateInstance::save(self, groups)
+    }
+    fn load(&mut self, groups: &[u32], states: &[Vec<u8>]) -> Result<(), CallError> {
+        AggregateInstance::load(self, groups, states)
+    }
+    fn output(&self) -> Arc<StreamSchema> {
+        AggregateInstance::output(self).clone()
+    }
+}
+
+/// What a module is, made ready to give instances for one stream.
+pub enum Instances {
+    /// Of the world `filter`.
+    Filter(Make<dyn Filter>),
+    /// Of the world `transform`.
+    Transform(Make<dyn Transform>),
+    /// Of the world `aggregate`.
+    Aggregate(Make<dyn Aggregate>),
+}
+
+/// Makes a fresh instance, or says why not.
+pub type Make<T> = Box<dyn Fn() -> Result<Box<T>, String>>;
+
+/// How many failing calls one batch may cost: less than what the host would spend, since siblings in the lane wait.
+const BUDGET: Budget = Budget { failures: 256, timeouts: 4 };
+
+/// A module's instance with what is known of its health.
+pub(super) struct Guard<T: ?Sized> {
+    stream: StreamName,
+    pub(super) module: String,
+    make: Make<T>,
+    instance: Option<Box<T>>,
+    on_failure: OnModuleFailure,
+    failures: u32,
+    rests_until_ns: Option<u64>,
+    told_ns: Option<u64>,
+}
+
+/// How often a module that fails is said to fail.
+const TELL_EVERY_NS: u64 = 10_000_000_000;
+
+impl<T: ?Sized> Guard<T> {
+    pub(super) fn new(
+        stream: &StreamName,
+        setting: &ModuleSetting,
+        make: Make<T>,
+    ) -> Result<Self, StepError> {
+        let mut me = Self {
+            stream: stream.clone(),
+            module: setting.module.to_string(),
+            make,
+            instance: None,
+            on_failure: setting.on_failure,
+            failures: 0,
+            rests_until_ns: None,
+            told_ns: None,
+        };
+        me.instance()?;
+        Ok(me)
+    }
+
+    fn held(&self, why: String) -> StepError {
+        StepError::Held { stream: self.stream.to_string(), module: self.module.clone(), why }
+    }
+
+    /// The instance, and whether it is fresh.
+    pub(super) fn instance(&mut self) -> Result<(&mut T, bool), StepError> {
+        let fresh = self.instance.is_none();
+        if fresh {
+            self.instance = Some((self.make)().map_err(|why| self.held(why))?);
+        }
+        let instance = self.instance.as_mut().expect("made above if it was not there");
+        Ok((instance, fresh))
+    }
+
+    /// Throws the instance away after it failed.
+    pub(super) fn discard(&mut self) {
+        self.instance = None;
+    }
+
+    pub(super) fn policy(&self) -> OnModuleFailure {
+        self.on_failure
+    }
+
+    /// Runs `call` over the batch, in pieces if it fails. `call` gets the instance, whether it is fresh, a piece, and
+    /// where the piece stands. Under the policy `hold` any failure is an error.
+    pub(super) fn run<R>(
+        &mut self,
+        batch: &Batch,
+        now: Now,
+        mut call: impl FnMut(&mut T, bool, &Batch, Range<usize>) -> Result<R, CallError>,
+    ) -> Result<Isolated<R>, StepError> {
+        if self.rests_until_ns.is_some_and(|until| now.monotonic_ns < until) {
+            let error = CallError::Guest("the module is suspended after repeated failures".to_owned());
+            let poison = (0..batch.rows()).map(|row| PoisonRow { row, error: error.clone(), alone: false });
+            return Ok(Isolated { passed: Vec::new(), poison: poison.collect() });
+        }
+        let mut stuck = None;
+        let isolated = isolate(batch, BUDGET, |piece, at| {
+            let (instance, fresh) = match self.instance() {
+                Ok(instance) => instance,
+                Err(e) => {
+                    stuck = Some(e);
+                    return Err(CallError::Batch("no instance".to_owned()));
+                }
+            };
+            let result = call(instance, fresh, piece, at);
+            if result.is_err() {
+                self.discard();
+            }
+            result
+        });
+        if let Some(stuck) = stuck {
+            return Err(stuck);
+        }
+        let isolated = isolated
+            .map_err(|e| StepError::Broken { stream: self.stream.to_string(), why: e.to_string() })?;
+        self.judge(batch.rows(), &isolated, now)?;
+        Ok(isolated)
+    }
+
+    /// Keeps the count of failures in a row, and suspends.
+    fn judge<R>(&mut self, rows: usize, isolated: &Isolated<R>, now: Now) -> Result<(), StepError> {
+        let Some(first) = isolated.poison.first() else {
+            if rows > 0 && self.failures > 0 {
+                tracing::info!(stream = %self.stream, module = self.module, "the module works again");
+            }
+            self.failures = if rows > 0 { 0 } else { self.failures };
+            self.rests_until_ns = if rows > 0 { None } else { self.rests_until_ns };
+            return Ok(());
+        };
+        if self.on_failure == OnModuleFailure::Hold {
+            return Err(self.held(first.error.to_string()));
+        }
+        let in_a_row = match isolated.passed.last() {
+            None => self.failures.saturating_add(isolated.poison.len() as u32),
+            Some((at, _)) => isolated.poison.iter().filter(|p| p.row >= at.end).count() as u32,
+        };
+        self.failures = in_a_row;
+        if self.told_ns.is_none_or(|told| now.monotonic_ns.saturating_sub(told) >= TELL_EVERY_NS) {
+            self.told_ns = Some(now.monotonic_ns);
+            tracing::warn!(stream = %self.stream, module = self.module, rows = isolated.poison.len(),
+                error = %first.error, "the module fails on rows");
+        }
+        if in_a_row >= MODULE_FAILURES_MAX {
+            let rest_ns = u64::try_from(MODULE_REST.as_nanos()).unwrap_or(u64::MAX);
+            self.rests_until_ns = Some(now.monotonic_ns.saturating_add(rest_ns));
+            tracing::error!(stream = %self.stream, module = self.module, in_a_row, "the module is suspended");
+        }
+        Ok(())
+    }
+
+    /// Whether the module is suspended.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.rests_until_ns.is_some()
+    }
+}
