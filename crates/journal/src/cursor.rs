@@ -31,11 +31,12 @@ pub(crate) struct Cursor<F> {
     /// Where the buffer's first byte stands in the file.
     at: u64,
     filled: usize,
+    unreadable: bool,
 }
 
 impl<F: DiskFile> Cursor<F> {
     pub(crate) fn new(file: Arc<F>, stride: Stride) -> Self {
-        Self { file, salt: None, stride, buf: Vec::new(), at: 0, filled: 0 }
+        Self { file, salt: None, stride, buf: Vec::new(), at: 0, filled: 0, unreadable: false }
     }
 
     pub(crate) fn set_stride(&mut self, stride: Stride) {
@@ -44,6 +45,11 @@ impl<F: DiskFile> Cursor<F> {
 
     pub(crate) fn salt(&self) -> Option<u64> {
         self.salt
+    }
+
+    /// Whether the disk refused to read some place: then what is missing may still be there.
+    pub(crate) fn met_unreadable(&self) -> bool {
+        self.unreadable
     }
 
     /// The whole, provable frame head exactly at `at`, with its seq in `seqs` and its end within `limit`.
@@ -200,7 +206,7 @@ impl<F: DiskFile> Cursor<F> {
         let start = out.len();
         out.extend_from_slice(&self.buf[from..from + buffered]);
         out.resize(start + len, 0);
-        let got = fill(&*self.file, &mut out[start + buffered..], at + buffered as u64)?;
+        let got = self.fill(&mut out[start + buffered..], at + buffered as u64)?;
         out.truncate(start + buffered + got);
         Ok(buffered + got == len)
     }
@@ -219,35 +225,39 @@ impl<F: DiskFile> Cursor<F> {
         let inside = self.at <= at && at + want as u64 <= self.at + self.filled as u64;
         if !inside {
             let fetch = left.min(want.max(self.chunk()) as u64) as usize;
+            let mut buf = std::mem::take(&mut self.buf);
             self.filled = 0;
-            self.buf.resize(fetch, 0);
-            self.filled = fill(&*self.file, &mut self.buf, at)?;
+            buf.resize(fetch, 0);
+            let got = self.fill(&mut buf, at);
+            self.buf = buf;
+            self.filled = got?;
             self.at = at;
         }
         let from = (at - self.at) as usize;
         Ok(&self.buf[from..self.filled.min(from + want)])
     }
-}
 
-/// Reads until the buffer is full or the file ends. Places that the disk cannot read come as zeros: they are
-/// damage to be stepped over, not a reason to stop.
-fn fill<F: DiskFile>(file: &F, buf: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut got = 0;
-    let mut careful = false;
-    while got < buf.len() {
-        let end = if careful { buf.len().min(got + UNREADABLE_STEP_BYTES) } else { buf.len() };
-        match file.read_at(&mut buf[got..end], at + got as u64) {
-            Ok(0) => break,
-            Ok(n) => got += n,
-            Err(e) if e.raw_os_error() == Some(EIO) => {
-                if careful {
-                    buf[got..end].fill(0);
-                    got = end;
+    /// Reads until the buffer is full or the file ends. Places that the disk cannot read come as zeros: they are
+    /// damage to be stepped over, not a reason to stop.
+    fn fill(&mut self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        let mut got = 0;
+        let mut careful = false;
+        while got < buf.len() {
+            let end = if careful { buf.len().min(got + UNREADABLE_STEP_BYTES) } else { buf.len() };
+            match self.file.read_at(&mut buf[got..end], at + got as u64) {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(e) if e.raw_os_error() == Some(EIO) => {
+                    if careful {
+                        buf[got..end].fill(0);
+                        got = end;
+                    }
+                    careful = true;
+                    self.unreadable = true;
                 }
-                careful = true;
+                Err(e) => return Err(e),
             }
-            Err(e) => return Err(e),
         }
+        Ok(got)
     }
-    Ok(got)
 }

@@ -22,9 +22,11 @@ mod error;
 mod frame;
 mod hub;
 mod image;
+pub mod inspect;
 pub mod limits;
 mod lock;
 mod log;
+mod meta;
 mod quota;
 mod reader;
 
@@ -35,6 +37,7 @@ pub use hub::{FrameMeta, Hub, HubOptions, HubStats, PushError, Ticket};
 pub use image::{Changes, ImageError, StateImage};
 pub use lock::DirLock;
 pub use log::{Log, LogHandle, LogOptions, Recovery};
+pub use meta::{Meta, MetaEntry, MetaError, MetaOptions, MetaStart, RebuildCause};
 pub use quota::Quota;
 pub use reader::Reader;
 

@@ -42,3 +42,27 @@ pub const HEADROOM_BYTES: u64 = 128 << 20;
 const _: () = assert!(HUB_BACKLOG_BYTES <= PAYLOAD_BYTES_MAX, "a round is one frame");
 const _: () = assert!(HUB_ROUND_BYTES <= HUB_BACKLOG_BYTES, "a full round fits the buffer");
 const _: () = assert!(CHECKPOINT_BYTES_MAX < u32::MAX as usize, "lengths are 32 bits on disk");
+
+/// sled's page cache. It is no bound of its memory, only a wish.
+pub const META_CACHE_BYTES: u64 = 16 << 20;
+/// How often sled writes what it holds back.
+pub const META_FLUSH_MS: u64 = 500;
+/// Operations in one batch: thousands leak.
+pub const META_BATCH_OPERATIONS: usize = 100;
+/// A stored value; longer ones are cut into chunks.
+pub const META_CHUNK_BYTES: usize = 4 << 10;
+/// A value as the caller sees it.
+pub const META_VALUE_BYTES_MAX: usize = 1 << 20;
+/// Entries of one scan.
+pub const META_SCAN_MAX: usize = 10_000;
+/// Requests that wait for the index.
+pub const META_QUEUE: usize = 256;
+/// Time for opening an index that is there.
+pub const META_OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// More time for making an empty one.
+pub const META_FRESH_DEADLINE: Duration = Duration::from_secs(20);
+/// Time for one request, with its wait.
+pub const META_REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+const _: () =
+    assert!(META_VALUE_BYTES_MAX / META_CHUNK_BYTES < u16::MAX as usize, "chunks are numbered in 16 bits");

@@ -53,6 +53,7 @@ impl<D: Disk> Reader<D> {
     }
 
     /// The next durable frame; `None` at the tail. Checkpoints come too, by their kind.
+    #[expect(clippy::should_implement_trait, reason = "`None` is the tail, which moves: this is no iterator")]
     pub fn next(&mut self) -> Result<Option<Frame>, JournalError> {
         let mut frame = Frame::default();
         Ok(self.next_into(&mut frame)?.then_some(frame))

@@ -1,4 +1,5 @@
 //! The log against its model, seed by seed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod model;
 

@@ -1,4 +1,5 @@
 //! The whole way over the real disk: hand-off, log, reader, restart, trim.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use journal::{
     CHECKPOINT, FrameMeta, FrameSeq, Hub, HubOptions, JournalError, Log, LogOptions, PushError, Quota,

@@ -8,7 +8,7 @@
 mod open;
 mod shared;
 
-pub(crate) use open::segment_path;
+pub(crate) use open::{list_segments, segment_path};
 pub use shared::LogHandle;
 pub(crate) use shared::{Place, Shared};
 
@@ -59,6 +59,9 @@ pub struct Recovery {
     pub torn_bytes: u64,
     /// Damage met in the newest segment. Readers report these ranges too, and those of older segments.
     pub quarantined: Vec<Gap>,
+    /// The disk refused to read places of the newest segment. It was left as it is, and the log goes on in a new
+    /// one; `last` counts numbers that were perhaps never used.
+    pub unreadable: bool,
     /// Segment files.
     pub segments: usize,
     /// Bytes of all segment files.
@@ -70,6 +73,8 @@ pub struct Log<D: Disk = RealDisk> {
     shared: Arc<Shared<D>>,
     newest: Option<Newest<D::File>>,
     next: u64,
+    /// Damage left no checkpoint that can be read: the next frame needs a new one before it.
+    lacks_checkpoint: bool,
 }
 
 /// The segment that is written to.
@@ -109,7 +114,7 @@ impl<D: Disk> Log<D> {
         let fits = |newest: &Newest<D::File>| {
             !newest.used || newest.tail + need <= self.shared.options.segment_bytes
         };
-        if !self.newest.as_ref().is_some_and(fits) {
+        if self.lacks_checkpoint || !self.newest.as_ref().is_some_and(fits) {
             self.roll(checkpoint)?;
         }
         self.write(kind, meta, payload, payload_bytes)
@@ -191,6 +196,7 @@ impl<D: Disk> Log<D> {
         let newest = made?;
         let old = self.newest.replace(newest);
         self.next += 1;
+        self.lacks_checkpoint = false;
         drop(serial);
         if let Some(old) = old {
             self.shared.seal(old.first, &*old.file, old.tail);

@@ -18,7 +18,7 @@ use crate::{
     cursor::{Cursor, Stride},
     disk::{Disk, DiskFile},
     error::JournalError,
-    frame::{CHECKPOINT, FrameSeq, Gap, GapCause},
+    frame::{CHECKPOINT, FrameSeq, Gap, GapCause, HEADER_BYTES},
     limits,
 };
 use std::{
@@ -57,7 +57,7 @@ pub(super) fn open<D: Disk>(
     let mut firsts = list_segments(&disk, dir).map_err(JournalError::io("list", dir))?;
     let mut recovery = Recovery::default();
     let mut next = 1;
-    let mut newest = None;
+    let (mut newest, mut index) = (None, Vec::new());
     if let Some(&first) = firsts.last() {
         let path = segment_path(dir, first);
         let found = recover(&disk, &path, first, options.segment_bytes)
@@ -65,8 +65,9 @@ pub(super) fn open<D: Disk>(
         recovery.torn_bytes = found.torn_bytes;
         recovery.quarantined = found.quarantined;
         next = found.next;
-        newest = found.newest;
-        if newest.is_none() {
+        (newest, index) = (found.newest, found.index);
+        recovery.unreadable = found.unreadable;
+        if newest.is_none() && !found.unreadable {
             // Not even its checkpoint became durable. The empty file stays for its name: numbers below it may
             // have been told to somebody, and must not be given to other frames. The next segment takes it over.
             let emptied = disk.open(&path).and_then(|file| file.set_len(0).and_then(|()| file.sync_data()));
@@ -76,7 +77,7 @@ pub(super) fn open<D: Disk>(
         // The process may have been killed between making a segment and making its name durable.
         disk.sync_dir(dir).map_err(JournalError::io("sync", dir))?;
     }
-    let segments = measure(&disk, dir, &firsts, newest.as_ref().map(|(n, _)| n.file_bytes))?;
+    let mut segments = measure(&disk, dir, &firsts, newest.as_ref().map(|n| n.file_bytes))?;
     recovery.bytes = segments.iter().map(|s| s.file_bytes).sum();
     recovery.segments = segments.len();
     if let Some(quota) = &options.quota {
@@ -93,15 +94,13 @@ pub(super) fn open<D: Disk>(
     recovery.next = FrameSeq(next);
     recovery.first = firsts.first().copied().map(FrameSeq);
     recovery.last = recovery.first.map(|_| FrameSeq(next - 1));
-    let (newest, index) = newest.unzip();
-    let mut segments = segments;
-    if let (Some(index), Some(last)) = (index, segments.back_mut()) {
+    if let (Some(_), Some(last)) = (&newest, segments.back_mut()) {
         index.into_iter().for_each(|(seq, offset)| last.note(seq, offset));
     }
     let tail = Tail { seq: next - 1, offset: newest.as_ref().map_or(0, |n| n.tail) };
     let file = newest.as_ref().map(|n| n.file.clone());
     let shared = Arc::new(Shared::new(disk, dir, options, segments, file, tail, checkpoint));
-    Ok((Log { shared, newest, next }, recovery))
+    Ok((Log { shared, newest, next, lacks_checkpoint: checkpoint.is_none() }, recovery))
 }
 
 fn measure<D: Disk>(
@@ -125,11 +124,14 @@ fn measure<D: Disk>(
 }
 
 struct Recovered<F> {
-    /// With places for its sparse index; `None` when nothing of the segment ever became durable.
-    newest: Option<(Newest<F>, Vec<(u64, u64)>)>,
+    /// `None` when nothing of the segment ever became durable, or it cannot be read.
+    newest: Option<Newest<F>>,
+    /// Places for its sparse index.
+    index: Vec<(u64, u64)>,
     next: u64,
     torn_bytes: u64,
     quarantined: Vec<Gap>,
+    unreadable: bool,
 }
 
 /// The walk over the newest segment.
@@ -155,6 +157,20 @@ fn recover<D: Disk>(disk: &D, path: &Path, first: u64, segment_bytes: u64) -> io
     let durable = walk_durable(&mut cursor, first, size)?;
     let walk = walk_frames(&mut cursor, first, size, durable)?;
     let written = cursor.last_written(walk.tail, size)?;
+    if cursor.met_unreadable() {
+        // Nothing is changed where the disk does not say what is there: readers take what they can, now or after
+        // a repair, and the log goes on in a new segment with numbers that cannot have been used here.
+        let possible = (size - walk.tail) / HEADER_BYTES as u64;
+        let next = walk.next + possible + 1;
+        return Ok(Recovered {
+            newest: None,
+            index: Vec::new(),
+            next,
+            torn_bytes: 0,
+            quarantined: Vec::new(),
+            unreadable: true,
+        });
+    }
     let torn_bytes = written - walk.tail;
     let quarantined = walk
         .holes
@@ -162,7 +178,14 @@ fn recover<D: Disk>(disk: &D, path: &Path, first: u64, segment_bytes: u64) -> io
         .map(|&(first, last)| Gap { first: FrameSeq(first), last: FrameSeq(last), cause: GapCause::Damaged })
         .collect();
     if walk.tail == 0 && walk.durable < first {
-        return Ok(Recovered { newest: None, next: first, torn_bytes, quarantined: Vec::new() });
+        return Ok(Recovered {
+            newest: None,
+            index: Vec::new(),
+            next: first,
+            torn_bytes,
+            quarantined: Vec::new(),
+            unreadable: false,
+        });
     }
     let mut file_bytes = size;
     if torn_bytes > 0 || size < segment_bytes {
@@ -179,7 +202,14 @@ fn recover<D: Disk>(disk: &D, path: &Path, first: u64, segment_bytes: u64) -> io
     file.sync_data()?;
     let salt = cursor.salt().unwrap_or(0);
     let newest = Newest { first, file, salt, tail: walk.tail, file_bytes, used: walk.used };
-    Ok(Recovered { newest: Some((newest, walk.index)), next: walk.next, torn_bytes, quarantined })
+    Ok(Recovered {
+        newest: Some(newest),
+        index: walk.index,
+        next: walk.next,
+        torn_bytes,
+        quarantined,
+        unreadable: false,
+    })
 }
 
 /// Makes pages dirty again whose sync may have failed.

@@ -189,8 +189,8 @@ impl Run {
         let (before, last) = (self.log().next_seq().0, past.unwrap_or(0));
         let mut checkpoint = || image.clone();
         let done = match past {
-            Some(seq) => self.log.as_mut().unwrap().skip_past(FrameSeq(seq), &mut checkpoint),
-            None => self.log.as_mut().unwrap().roll(&mut checkpoint),
+            Some(seq) => self.log().skip_past(FrameSeq(seq), &mut checkpoint),
+            None => self.log().roll(&mut checkpoint),
         };
         let seq = before.max(last + 1);
         match done {
