@@ -5,8 +5,8 @@ mod support;
 
 use bytes::BytesMut;
 use mqtt::packet::Packet;
-use mqtt::{Version, decode, encode};
 use mqtt::{PacketId, ReasonCode};
+use mqtt::{Version, decode, encode};
 use proptest::prelude::*;
 use rmqtt_codec::{v3, v5};
 use support::{Sent, sent, version};
@@ -15,8 +15,22 @@ use tokio_util::codec::Decoder;
 /// What both decoders can be asked about a packet.
 #[derive(Debug, PartialEq, Eq)]
 enum Read {
-    Connect { client_id: String, clean: bool, keep_alive_s: u16, user: Option<String>, password: Option<Vec<u8>>, will: Option<(String, Vec<u8>, u8, bool)> },
-    Publish { topic: String, payload: Vec<u8>, qos: u8, id: u16, dup: bool, retain: bool },
+    Connect {
+        client_id: String,
+        clean: bool,
+        keep_alive_s: u16,
+        user: Option<String>,
+        password: Option<Vec<u8>>,
+        will: Option<(String, Vec<u8>, u8, bool)>,
+    },
+    Publish {
+        topic: String,
+        payload: Vec<u8>,
+        qos: u8,
+        id: u16,
+        dup: bool,
+        retain: bool,
+    },
     Ack(u8, u16),
     Subscribe(u16, Vec<String>),
     Unsubscribe(u16, Vec<String>),
@@ -86,9 +100,10 @@ fn theirs_v3(packet: v3::Packet) -> Option<Read> {
         v3::Packet::PublishReceived { packet_id } => Read::Ack(5, packet_id.get()),
         v3::Packet::PublishRelease { packet_id } => Read::Ack(6, packet_id.get()),
         v3::Packet::PublishComplete { packet_id } => Read::Ack(7, packet_id.get()),
-        v3::Packet::Subscribe { packet_id, topic_filters } => {
-            Read::Subscribe(packet_id.get(), topic_filters.iter().map(|(filter, _)| filter.to_string()).collect())
-        }
+        v3::Packet::Subscribe { packet_id, topic_filters } => Read::Subscribe(
+            packet_id.get(),
+            topic_filters.iter().map(|(filter, _)| filter.to_string()).collect(),
+        ),
         v3::Packet::Unsubscribe { packet_id, topic_filters } => {
             Read::Unsubscribe(packet_id.get(), topic_filters.iter().map(ToString::to_string).collect())
         }
@@ -113,9 +128,10 @@ fn theirs_v5(packet: v5::Packet) -> Option<Read> {
         v5::Packet::PublishReceived(a) => Read::Ack(5, a.packet_id.get()),
         v5::Packet::PublishRelease(a) => Read::Ack(6, a.packet_id.get()),
         v5::Packet::PublishComplete(a) => Read::Ack(7, a.packet_id.get()),
-        v5::Packet::Subscribe(s) => {
-            Read::Subscribe(s.packet_id.get(), s.topic_filters.iter().map(|(filter, _)| filter.to_string()).collect())
-        }
+        v5::Packet::Subscribe(s) => Read::Subscribe(
+            s.packet_id.get(),
+            s.topic_filters.iter().map(|(filter, _)| filter.to_string()).collect(),
+        ),
         v5::Packet::Unsubscribe(u) => {
             Read::Unsubscribe(u.packet_id.get(), u.topic_filters.iter().map(ToString::to_string).collect())
         }
@@ -157,7 +173,9 @@ fn expected(sent: &Sent) -> Read {
             retain: p.retain,
         },
         Sent::Ack(kind, id) => Read::Ack(kind, id),
-        Sent::Subscribe(id, filters) => Read::Subscribe(id, filters.into_iter().map(|(filter, _)| filter).collect()),
+        Sent::Subscribe(id, filters) => {
+            Read::Subscribe(id, filters.into_iter().map(|(filter, _)| filter).collect())
+        }
         Sent::Unsubscribe(id, filters) => Read::Unsubscribe(id, filters),
         Sent::Ping => Read::Ping,
         Sent::Disconnect => Read::Disconnect,
@@ -168,7 +186,8 @@ fn expected(sent: &Sent) -> Read {
 /// the credentials that an MQTT 3.1 CONNECT may leave out although their flags are set. MQTT 3.1 also has DUP on
 /// packets other than PUBLISH.
 fn refused_by_theirs_alone(version: Version, bytes: &[u8]) -> bool {
-    version == Version::V31 || (version == Version::V5 && bytes.windows(5).any(|five| five == [2, 0, 0, 0, 0]))
+    version == Version::V31
+        || (version == Version::V5 && bytes.windows(5).any(|five| five == [2, 0, 0, 0, 0]))
 }
 
 proptest! {

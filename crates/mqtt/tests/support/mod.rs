@@ -155,7 +155,12 @@ fn topic() -> impl Strategy<Value = String> {
 }
 
 fn filter() -> impl Strategy<Value = String> {
-    prop_oneof!["[a-z]{1,5}(/[a-z]{0,3}){0,3}", Just("a/+/b".to_owned()), Just("#".into()), Just("+/#".into())]
+    prop_oneof![
+        "[a-z]{1,5}(/[a-z]{0,3}){0,3}",
+        Just("a/+/b".to_owned()),
+        Just("#".into()),
+        Just("+/#".into())
+    ]
 }
 
 fn user_properties() -> impl Strategy<Value = Block> {
@@ -188,7 +193,11 @@ fn publish_properties() -> impl Strategy<Value = Block> {
             out.push(0x02);
             out.extend_from_slice(&seconds.to_be_bytes());
         }
-        let texts = [(0x03, content.map(String::into_bytes)), (0x08, response.map(String::into_bytes)), (0x09, correlation)];
+        let texts = [
+            (0x03, content.map(String::into_bytes)),
+            (0x08, response.map(String::into_bytes)),
+            (0x09, correlation),
+        ];
         for (id, bytes) in texts {
             if let Some(bytes) = bytes {
                 out.push(id);
@@ -225,7 +234,15 @@ fn connect_properties() -> impl Strategy<Value = Block> {
 }
 
 fn publish() -> impl Strategy<Value = Sent> {
-    let parts = (topic(), vec(any::<u8>(), 0..300), 0u8..3, 1u16.., any::<bool>(), any::<bool>(), publish_properties());
+    let parts = (
+        topic(),
+        vec(any::<u8>(), 0..300),
+        0u8..3,
+        1u16..,
+        any::<bool>(),
+        any::<bool>(),
+        publish_properties(),
+    );
     parts.prop_map(|(topic, payload, qos, id, dup, retain, properties)| {
         Sent::Publish(Publish { topic, payload, qos, id, dup: dup && qos > 0, retain, properties })
     })
@@ -234,8 +251,14 @@ fn publish() -> impl Strategy<Value = Sent> {
 fn connect() -> impl Strategy<Value = Sent> {
     let will = (topic(), vec(any::<u8>(), 0..20), 0u8..3, any::<bool>());
     let credentials = option::of(("[a-zä]{0,9}", option::of(vec(any::<u8>(), 0..9))));
-    let parts =
-        ("[a-zA-Z0-9]{1,23}", any::<bool>(), any::<u16>(), credentials, option::of(will), connect_properties());
+    let parts = (
+        "[a-zA-Z0-9]{1,23}",
+        any::<bool>(),
+        any::<u16>(),
+        credentials,
+        option::of(will),
+        connect_properties(),
+    );
     parts.prop_map(|(client_id, clean, keep_alive_s, credentials, will, properties)| {
         let (user, password) = credentials.map_or((None, None), |(user, password)| (Some(user), password));
         Sent::Connect(Connect { client_id, clean, keep_alive_s, user, password, will, properties })

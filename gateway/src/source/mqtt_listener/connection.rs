@@ -200,11 +200,14 @@ impl Connection {
             };
             let progress = self.session.drain(&mut self.input, now_ns, &mut sink, &mut self.out);
             let unwanted = sink.unwanted;
+            if unwanted {
+                // Closed first, so that nothing of this read is acknowledged; what came before is stored at the end.
+                return Err(self.close(ReasonCode::TOPIC_NAME_INVALID));
+            }
             // What came before a mistake in the same read was accepted, and is stored like everything else.
             self.push();
             match progress {
                 Err(ended) => return Err(End::Ended(ended)),
-                Ok(_) if unwanted => return Err(self.close(ReasonCode::TOPIC_NAME_INVALID)),
                 Ok(Progress::Left) => return Err(End::Left),
                 Ok(Progress::Connect(request)) => self.connect(&request).await?,
                 Ok(Progress::SinkFull) if self.paused == Paused::No => {}
