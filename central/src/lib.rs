@@ -16,6 +16,7 @@ pub mod limits;
 pub mod link;
 pub mod log;
 pub mod rules;
+pub mod sink;
 
 use ::link::tls::TlsError;
 use config::Config;

@@ -1,0 +1,24 @@
+//! Bounds of the sink.
+
+use std::time::Duration;
+
+/// Rows of one insert into one table; the engine splits larger ones, and then a token no longer names one block.
+pub const BLOCK_ROWS_MAX: usize = 1_000_000;
+/// Bytes of one insert, decoded; the same reason.
+pub const BLOCK_BYTES_MAX: usize = 128 << 20;
+/// How long an insert may take, also in the server (`max_execution_time`).
+pub const INSERT_TIMEOUT: Duration = Duration::from_secs(30);
+/// After an insert whose end is unknown, how long the server may still be at work on it: a new token must wait.
+pub const QUIET: Duration = Duration::from_secs(40);
+/// How long a read-back or a change of a table may take.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// First pause after a failure; doubles.
+pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause after a failure.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Blocks that a table remembers tokens of; every insert of every lane takes one.
+pub const DEDUPLICATION_WINDOW: u64 = 10_000;
+
+const _: () = assert!(QUIET.as_secs() > INSERT_TIMEOUT.as_secs());
+// The engine's own bounds, with room: 1,048,449 rows and 256 MiB.
+const _: () = assert!(BLOCK_ROWS_MAX + record::limits::BATCH_ROWS_MAX < 1_048_449);
