@@ -1,6 +1,6 @@
 //! The central daemon: takes blocks from gateways, keeps them in a log, writes them to ClickHouse, judges alert rules.
 //!
-//! In data order: [`link`] (gateways knock here) → [`log`] → `sink` → ClickHouse → [`rules`] → [`alerts`]; `api` and
+//! In data order: [`link`] (gateways knock here) → [`log`] → [`sink`] → [`clickhouse`] → [`rules`] → [`alerts`]; `api` and
 //! `audit` look at all of them. A stage never calls another: the log and the tables are the queues between them.
 //!
 //! Invariants:
@@ -11,6 +11,7 @@
 pub mod alerts;
 pub mod api;
 pub mod audit;
+pub mod clickhouse;
 pub mod config;
 pub mod limits;
 pub mod link;
@@ -19,6 +20,10 @@ pub mod rules;
 pub mod sink;
 
 use ::link::tls::TlsError;
+use clickhouse::{
+    Account, ClickHouse, Tables,
+    process::{Embedded, EmbeddedOptions, PrepareError},
+};
 use config::Config;
 use daemon::{
     clock::{SystemClock, SystemRandom},
@@ -30,6 +35,7 @@ use limits::STOP_DEADLINE;
 use link::{Gateways, LinkError, LinkMetrics, LinkParts, SchemaGate, Unchecked};
 use log::{Log, embedded};
 use record::clock::{Clock, Random};
+use sink::{SinkHandle, SinkMetrics, SinkOptions};
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -60,6 +66,12 @@ pub enum StartError {
     /// The link.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The embedded ClickHouse server's folder.
+    #[error("the embedded clickhouse server: {0}")]
+    Embedded(#[from] PrepareError),
+    /// There is no program to start as the embedded server.
+    #[error("the embedded clickhouse server: {} is not there; name it with clickhouse.program", .0.display())]
+    NoProgram(PathBuf),
     /// The address of metrics and API.
     #[error("cannot listen on {address}: {source}")]
     Bind {
@@ -108,7 +120,10 @@ pub async fn run(
     let _lock = DirLock::acquire(&data_dir.join("lock"))?;
     let base = base(config)?;
     let mut tasks = Tasks::new();
-    let gate: Arc<dyn SchemaGate> = Arc::new(Unchecked);
+    let clickhouse = start_clickhouse(&base, &mut tasks)?;
+    let tables = Arc::new(Tables::new(clickhouse.clone()));
+    let sink = base.config.roles.sink.then(|| start_sink(&base, &clickhouse, &tables, &mut tasks));
+    let gate: Arc<dyn SchemaGate> = if sink.is_some() { tables } else { Arc::new(Unchecked) };
     start_link(&base, gate, &mut tasks).await?;
     start_pages(&base, &mut tasks).await?;
     Ok(tasks.run(stop, STOP_DEADLINE).await)
@@ -150,6 +165,68 @@ async fn start_link(base: &Base, gate: Arc<dyn SchemaGate>, tasks: &mut Tasks) -
         Ok(link::run(config, listener, parts, token).await?)
     });
     Ok(())
+}
+
+/// The server of all tables: one that exists, or the embedded one, which belongs to the process with the sink.
+fn start_clickhouse(base: &Base, tasks: &mut Tasks) -> Result<ClickHouse, StartError> {
+    let (program, library, database) = match &base.config.clickhouse {
+        config::ClickHouse::Server { url, user, password, database } => {
+            let (user, password, database) = (user.clone(), password.clone(), database.clone());
+            return Ok(ClickHouse::at(url, Account { user, password, database }));
+        }
+        config::ClickHouse::Embedded { program, library, database } => (program, library, database),
+    };
+    let options = EmbeddedOptions {
+        program: program.clone().unwrap_or_else(beside_this_program),
+        library: library.clone(),
+        folder: base.config.data_dir.join("clickhouse"),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+    };
+    if base.config.roles.sink && !options.program.is_file() {
+        return Err(StartError::NoProgram(options.program));
+    }
+    let server = Embedded::prepare(options, &*base.random)?;
+    let account = Account {
+        user: "default".into(),
+        password: server.password().to_owned(),
+        database: database.clone(),
+    };
+    let clickhouse = ClickHouse::following(server.url(), account);
+    if base.config.roles.sink {
+        let ready = base.readiness.check("clickhouse");
+        let mut url = server.url();
+        let token = tasks.token();
+        tasks.spawn("clickhouse", async move {
+            tokio::join!(server.run(token), async {
+                while url.changed().await.is_ok() {
+                    match url.borrow_and_update().is_some() {
+                        true => ready.ready(),
+                        false => ready.not_ready("the embedded server is not up"),
+                    }
+                }
+            });
+            Ok(())
+        });
+    }
+    Ok(clickhouse)
+}
+
+fn beside_this_program() -> PathBuf {
+    let name = "tidegate-clickhouse";
+    std::env::current_exe().map_or_else(|_| name.into(), |here| here.with_file_name(name))
+}
+
+/// Log → tables.
+fn start_sink(base: &Base, clickhouse: &ClickHouse, tables: &Arc<Tables>, tasks: &mut Tasks) -> SinkHandle {
+    let parts = sink::Parts {
+        log: base.log.clone(),
+        clickhouse: clickhouse.clone(),
+        tables: tables.clone(),
+        metrics: SinkMetrics::new(&base.registry),
+        clock: base.clock.clone(),
+        options: SinkOptions::default(),
+    };
+    sink::start(parts, tasks)
 }
 
 /// Metrics and health.

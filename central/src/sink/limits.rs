@@ -12,6 +12,8 @@ pub const INSERT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const QUIET: Duration = Duration::from_secs(40);
 /// How long a read-back or a change of a table may take.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a gateway's hello may wait for what the tables say.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// First pause after a failure; doubles.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause after a failure.

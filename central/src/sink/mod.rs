@@ -1,13 +1,112 @@
 //! The sink: writes the log's records into ClickHouse's tables, each row once.
 //!
-//! One lane per partition. What a lane does next is decided by [`core`], which does no I/O; [`lane`] carries it out,
-//! [`block`] makes one Arrow block per table from the records' blocks.
+//! One lane per partition. What a lane does next is decided by [`core`], which does no I/O; `lane` carries it out,
+//! [`block`] makes one Arrow block per table from the records' blocks, [`store`] sends it.
 //!
-//! Invariants: see [`core`]; besides, a lane never holds more than one range and one read of records, and a record
-//! that cannot be stored as rows is kept whole in the table of quarantined blocks, with the reason, while the lane goes on.
+//! Invariants: see [`core`]; besides, a lane holds no more than one range and one read of records, and a record that
+//! cannot be stored as rows is kept whole in the table of quarantined blocks, with the reason, while the lane goes on.
 //!
 //! It never talks to gateways and never changes the log except for its own group's offset.
 
+pub mod block;
 pub mod core;
 pub mod intent;
+mod lane;
 pub mod limits;
+pub mod metrics;
+pub mod store;
+
+pub use lane::{LaneStatus, SinkOptions};
+pub use metrics::SinkMetrics;
+
+use crate::{
+    SINK_GROUP,
+    clickhouse::{ClickHouse, Tables},
+    log::{Log, Partition},
+    rules::{Frontier, Positions},
+};
+use async_trait::async_trait;
+use daemon::tasks::Tasks;
+use lane::LaneDriver;
+use record::clock::Clock;
+use std::{fmt, sync::Arc};
+use store::Store;
+use tokio::sync::watch;
+
+/// What the sink needs.
+pub struct Parts {
+    /// Where records come from.
+    pub log: Arc<dyn Log>,
+    /// Where rows go.
+    pub clickhouse: ClickHouse,
+    /// The tables; shared with whoever checks a gateway's hello.
+    pub tables: Arc<Tables>,
+    /// Counted here.
+    pub metrics: SinkMetrics,
+    /// The machine's clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Sizes and times.
+    pub options: SinkOptions,
+}
+
+/// The running sink, for those who look at it.
+#[derive(Clone)]
+pub struct SinkHandle {
+    log: Arc<dyn Log>,
+    lanes: Arc<Vec<watch::Receiver<LaneStatus>>>,
+}
+
+impl fmt::Debug for SinkHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SinkHandle").field("lanes", &self.status()).finish_non_exhaustive()
+    }
+}
+
+/// Starts one lane per partition in the daemon's set of tasks.
+pub fn start(parts: Parts, tasks: &mut Tasks) -> SinkHandle {
+    let store = Store::new(parts.clickhouse, parts.tables, parts.metrics.clone());
+    let mut lanes = Vec::new();
+    for n in 0..parts.log.partitions() {
+        let (status, seen) = watch::channel(LaneStatus::default());
+        lanes.push(seen);
+        let driver = LaneDriver {
+            partition: Partition(n),
+            log: parts.log.clone(),
+            store: store.clone(),
+            clock: parts.clock.clone(),
+            metrics: parts.metrics.clone(),
+            status,
+            options: parts.options,
+        };
+        let token = tasks.token();
+        tasks.spawn(format!("sink-{n}"), async move {
+            driver.run(token).await;
+            Ok(())
+        });
+    }
+    SinkHandle { log: parts.log, lanes: Arc::new(lanes) }
+}
+
+impl SinkHandle {
+    /// How each partition stands.
+    pub fn status(&self) -> Vec<LaneStatus> {
+        self.lanes.iter().map(|lane| lane.borrow().clone()).collect()
+    }
+
+    /// Word of each move of a partition.
+    pub fn watch(&self, partition: Partition) -> Option<watch::Receiver<LaneStatus>> {
+        self.lanes.get(partition.0 as usize).cloned()
+    }
+}
+
+#[async_trait]
+impl Frontier for SinkHandle {
+    async fn committed(&self) -> Result<Positions, String> {
+        let mut positions = Positions::new();
+        for n in 0..self.log.partitions() {
+            let at = self.log.committed(SINK_GROUP, Partition(n)).await.map_err(|e| e.to_string())?;
+            positions.insert(n, at.map_or(0, |c| c.offset.0));
+        }
+        Ok(positions)
+    }
+}
