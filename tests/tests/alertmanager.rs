@@ -1,0 +1,114 @@
+//! An alert reaches a real Alertmanager once: a restart of central does not announce it again.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use axum::extract::State;
+use axum::routing::post;
+use axum::{Json, Router};
+use serde_json::Value;
+use tidegate_tests::http_load::client;
+use tidegate_tests::plant::{Options, Plant};
+use tidegate_tests::program::{self, Program};
+use tidegate_tests::simple::{self, STREAM};
+use tidegate_tests::{ports, wait};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+type Received = Arc<Mutex<Vec<Value>>>;
+
+/// What Alertmanager tells people: this receiver is its webhook.
+async fn receiver() -> anyhow::Result<(SocketAddr, Received)> {
+    let received = Received::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let take = |State(received): State<Received>, Json(message): Json<Value>| async move {
+        received.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    };
+    let app = Router::new().route("/", post(take)).with_state(Arc::clone(&received));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok((address, received))
+}
+
+async fn alertmanager(
+    folder: &std::path::Path,
+    webhook: SocketAddr,
+) -> anyhow::Result<(SocketAddr, Program)> {
+    let address = ports::free();
+    let config = folder.join("alertmanager.yml");
+    std::fs::write(
+        &config,
+        format!(
+            "route: {{ receiver: test, group_by: ['...'], group_wait: 0s, group_interval: 1s, repeat_interval: 4h }}\n\
+             receivers:\n  - name: test\n    webhook_configs:\n      - {{ url: 'http://{webhook}/', send_resolved: true }}\n"
+        ),
+    )?;
+    let command = program::of_system(&["prometheus-alertmanager", "alertmanager"])?;
+    let args = [
+        format!("--config.file={}", config.display()),
+        format!("--storage.path={}", folder.join("alertmanager-data").display()),
+        format!("--web.listen-address={address}"),
+        "--cluster.listen-address=".to_owned(),
+    ];
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let program = Program::start("alertmanager", &command, &args, &folder.join("alertmanager.log"))?;
+    wait::until_true("Alertmanager ready", DEADLINE, async || {
+        client().get(format!("http://{address}/-/ready")).send().await.is_ok_and(|a| a.status().is_success())
+    })
+    .await
+    .with_context(|| program.log_tail())?;
+    Ok((address, program))
+}
+
+/// The alert as Alertmanager has it: how often it was told about it shows in `updatedAt`.
+async fn alert(address: SocketAddr) -> Option<Value> {
+    let answer = client().get(format!("http://{address}/api/v2/alerts")).send().await.ok()?;
+    let alerts: Vec<Value> = serde_json::from_str(&answer.text().await.ok()?).ok()?;
+    alerts.into_iter().find(|alert| alert["labels"]["alertname"] == "TooHigh")
+}
+
+fn firing(received: &Received) -> Vec<Value> {
+    let received = received.lock().unwrap_or_else(PoisonError::into_inner);
+    received.iter().filter(|message| message["status"] == "firing").cloned().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_is_told_once_also_across_a_restart() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (webhook, received) = receiver().await?;
+    let (manager, _manager_program) = alertmanager(folder.path(), webhook).await?;
+    let rules = format!(
+        "groups:\n  - name: test\n    every: 1s\n    rules:\n      - alert: TooHigh\n        sql: >-\n          \
+         select device, max(value) as value from {STREAM} group by device having value > 50\n        for: 0s\n        \
+         labels: {{ severity: page }}\n        annotations: {{ summary: \"{{{{ device }}}} reached {{{{ value }}}}\" }}\n"
+    );
+    let options = Options { rules, alertmanagers: vec![format!("http://{manager}")], ..simple::options() };
+    let mut plant = Plant::start(&options).await?;
+    simple::send(&plant, "press", simple::payloads(0, 101, 0)).await?;
+
+    let first = wait::until("the alert in Alertmanager", DEADLINE, async || alert(manager).await)
+        .await
+        .with_context(|| plant.logs())?;
+    ensure!(first["labels"]["device"] == "press" && first["labels"]["severity"] == "page", "{first}");
+    ensure!(first["annotations"]["summary"] == "press reached 100", "{first}");
+    wait::until_true("the notification", DEADLINE, async || !firing(&received).is_empty()).await?;
+
+    plant.kill_central();
+    plant.start_central()?;
+    plant.central_ready().await?;
+    // Central tells Alertmanager again that the alert still fires: that it was heard shows in `updatedAt`.
+    let again = wait::until("told again after the restart", Duration::from_secs(180), async || {
+        alert(manager).await.filter(|now| now["updatedAt"] != first["updatedAt"])
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    ensure!(again["startsAt"] == first["startsAt"], "another start: {first} {again}");
+    ensure!(again["fingerprint"] == first["fingerprint"], "another alert: {first} {again}");
+    // Alertmanager's groups look every second whether there is something new to tell.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let told = firing(&received);
+    ensure!(told.len() == 1, "people were told {} times: {told:?}", told.len());
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! What keeps a program from starting is said, at once and in whole; what is shipped in `deploy/` starts.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::ensure;
+use tidegate_tests::plant::Plant;
+use tidegate_tests::program::{self, Program};
+use tidegate_tests::simple;
+
+fn check(program: &str, config: &Path) -> anyhow::Result<Output> {
+    Ok(Command::new(program::ours(program)?).arg("--config").arg(config).arg("--check").output()?)
+}
+
+fn said(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr)
+}
+
+#[test]
+fn shipped_configurations_are_right() -> anyhow::Result<()> {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    for (program, file) in [("tidegate-gateway", "gateway.toml"), ("tidegate-central", "central.toml")] {
+        let out = check(program, &deploy.join(file))?;
+        ensure!(out.status.success(), "{file}: {}", said(&out));
+    }
+    Ok(())
+}
+
+#[test]
+fn five_mistakes_are_told_at_once_with_their_places() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let config = folder.path().join("gateway.toml");
+    let text = r#"[gateway]
+id = "plant-7"
+data_dir = "data"
+admin = "here"
+
+[buffer]
+quota = "lots"
+
+[central]
+url = "http://central.example:7443"
+tls = { ca = "ca.pem", cert = "c.pem", key = "c.key" }
+
+[source.floor]
+kind = "mqtt-listner"
+bind = "0.0.0.0:1883"
+
+[stream.machine]
+from = ["flor"]
+topics = ["machines/+/telemetry"]
+columns = { temperature = "float64" }
+"#;
+    std::fs::write(&config, text)?;
+    let out = check("tidegate-gateway", &config)?;
+    let said = said(&out);
+    ensure!(out.status.code() == Some(2), "exit {:?}: {said}", out.status);
+    for place in [
+        ":3:1: gateway.data_dir",
+        ":4:9: gateway.admin",
+        ":7:9: buffer.quota",
+        ":10:7: central.url",
+        ":14:8: source.floor.kind",
+        ":18:8: stream.machine.from",
+    ] {
+        ensure!(said.contains(place), "{place} is not told:\n{said}");
+    }
+    ensure!(said.contains("did you mean `data-dir`?"), "no hint:\n{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_gateway_on_the_same_folder_is_refused() -> anyhow::Result<()> {
+    let mut plant = Plant::prepare(&simple::options())?;
+    plant.start_gateway()?;
+    plant.gateway_listens().await?;
+    let config = plant.path("gateway.toml").display().to_string();
+    let log = plant.path("second.log");
+    let command = program::ours("tidegate-gateway")?;
+    let mut second = Program::start("second gateway", &command, &["--config", &config], &log)?;
+    let status = second.wait(Duration::from_secs(30))?;
+    ensure!(!status.success(), "a second gateway ran");
+    let said = second.log();
+    ensure!(said.contains("lock") || said.contains("another process"), "it does not say why:\n{said}");
+    // The first does not notice.
+    plant.gateway_listens().await
+}
+
+#[test]
+fn a_folder_that_is_a_file_is_said() -> anyhow::Result<()> {
+    let mut plant = Plant::prepare(&simple::options())?;
+    std::fs::write(plant.path("gateway-data"), "a file")?;
+    plant.start_gateway()?;
+    expect_end_that_names(&mut plant, "gateway-data")
+}
+
+#[test]
+fn a_folder_that_cannot_be_read_is_said() -> anyhow::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        // Nothing is unreadable for root; the case above is the same path of the program.
+        return Ok(());
+    }
+    let mut plant = Plant::prepare(&simple::options())?;
+    let folder = plant.path("gateway-data");
+    std::fs::create_dir(&folder)?;
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o000))?;
+    plant.start_gateway()?;
+    expect_end_that_names(&mut plant, "gateway-data")
+}
+
+fn expect_end_that_names(plant: &mut Plant, needle: &str) -> anyhow::Result<()> {
+    let gateway = plant.gateway.as_mut().expect("it was started");
+    let status = gateway.wait(Duration::from_secs(30))?;
+    ensure!(!status.success(), "the gateway ran");
+    ensure!(gateway.log().contains(needle), "it does not name {needle}:\n{}", gateway.log());
+    Ok(())
+}
