@@ -12,14 +12,17 @@ pub(super) fn register(registry: &Registry) {
         registry.gauge("process_start_time_seconds", "When the process started, seconds since the epoch.");
     start.set(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64()));
     let resident = registry.gauge("process_resident_memory_bytes", "Memory held by the process.");
-    let cpu = registry.gauge("process_cpu_seconds", "CPU time used by the process, user and system.");
+    let cpu = registry.add(prometheus::Counter::new(
+        "process_cpu_seconds_total",
+        "CPU time used by the process, user and system.",
+    ));
     let files = registry.gauge("process_open_fds", "Open files and sockets.");
     registry.on_scrape(move || {
         if let Some(bytes) = resident_bytes() {
             resident.set(bytes);
         }
         if let Some(seconds) = cpu_seconds() {
-            cpu.set(seconds);
+            cpu.inc_by((seconds - cpu.get()).max(0.0));
         }
         if let Ok(list) = std::fs::read_dir("/proc/self/fd") {
             files.set(list.count() as f64);
