@@ -1,5 +1,7 @@
 //! Every packet of the case collection is judged as the specification demands.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper of a test fails the test")]
+
 use mqtt::{Version, decode};
 use serde::Deserialize;
 

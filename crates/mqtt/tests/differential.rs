@@ -1,6 +1,8 @@
 //! Our decoder beside rmqtt-codec, on packets as clients write them and on mutations of these. What ours takes, the
 //! other takes as well and reads the same; the converse does not hold, since ours is the stricter one (see `cases`).
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper of a test fails the test")]
+
 mod support;
 
 use bytes::BytesMut;

@@ -3,6 +3,8 @@
 //!
 //! Every event has the same topic and payload, so that packet ids alone must tell them apart: the worst case.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper of a test fails the test")]
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use mqtt::redelivery::{ClientKey, Limits, Run, Verdict, Window};

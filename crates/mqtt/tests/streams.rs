@@ -1,6 +1,8 @@
 //! Whole connections as byte streams: however they are cut into reads, the session does the same; whatever is changed
 //! in them, it neither panics nor acknowledges what its sink did not get.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a helper of a test fails the test")]
+
 mod support;
 
 use bytes::BytesMut;

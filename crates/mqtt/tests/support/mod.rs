@@ -8,14 +8,14 @@ use proptest::option;
 use proptest::prelude::*;
 
 /// A property block in the making.
-pub type Block = Vec<u8>;
+pub(crate) type Block = Vec<u8>;
 
-pub fn text(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn text(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&u16::try_from(bytes.len()).unwrap().to_be_bytes());
     out.extend_from_slice(bytes);
 }
 
-pub fn variable(out: &mut Vec<u8>, mut value: usize) {
+pub(crate) fn variable(out: &mut Vec<u8>, mut value: usize) {
     loop {
         let low = (value & 0x7f) as u8;
         value >>= 7;
@@ -26,7 +26,7 @@ pub fn variable(out: &mut Vec<u8>, mut value: usize) {
     }
 }
 
-pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![first];
     variable(&mut out, body.len());
     out.extend_from_slice(body);
@@ -41,29 +41,29 @@ fn block(out: &mut Vec<u8>, version: Version, properties: &[u8]) {
 }
 
 #[derive(Debug, Clone)]
-pub struct Publish {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    pub qos: u8,
-    pub id: u16,
-    pub dup: bool,
-    pub retain: bool,
-    pub properties: Block,
+pub(crate) struct Publish {
+    pub(crate) topic: String,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) qos: u8,
+    pub(crate) id: u16,
+    pub(crate) dup: bool,
+    pub(crate) retain: bool,
+    pub(crate) properties: Block,
 }
 
 #[derive(Debug, Clone)]
-pub struct Connect {
-    pub client_id: String,
-    pub clean: bool,
-    pub keep_alive_s: u16,
-    pub user: Option<String>,
-    pub password: Option<Vec<u8>>,
-    pub will: Option<(String, Vec<u8>, u8, bool)>,
-    pub properties: Block,
+pub(crate) struct Connect {
+    pub(crate) client_id: String,
+    pub(crate) clean: bool,
+    pub(crate) keep_alive_s: u16,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<Vec<u8>>,
+    pub(crate) will: Option<(String, Vec<u8>, u8, bool)>,
+    pub(crate) properties: Block,
 }
 
 #[derive(Debug, Clone)]
-pub enum Sent {
+pub(crate) enum Sent {
     Connect(Connect),
     Publish(Publish),
     /// PUBACK, PUBREC, PUBREL or PUBCOMP by its packet type.
@@ -75,10 +75,10 @@ pub enum Sent {
 }
 
 impl Sent {
-    pub fn encode(&self, version: Version) -> Vec<u8> {
+    pub(crate) fn encode(&self, version: Version) -> Vec<u8> {
         let mut body = Vec::new();
         match self {
-            Self::Connect(connect) => return connect.encode(version),
+            Self::Connect(connect) => connect.encode(version),
             Self::Publish(publish) => {
                 text(&mut body, publish.topic.as_bytes());
                 if publish.qos > 0 {
@@ -145,7 +145,7 @@ impl Connect {
     }
 }
 
-pub fn version() -> impl Strategy<Value = Version> {
+pub(crate) fn version() -> impl Strategy<Value = Version> {
     prop_oneof![Just(Version::V31), Just(Version::V311), Just(Version::V5)]
 }
 
@@ -266,7 +266,7 @@ fn connect() -> impl Strategy<Value = Sent> {
 }
 
 /// Any packet that a client may send in any version.
-pub fn sent() -> impl Strategy<Value = Sent> {
+pub(crate) fn sent() -> impl Strategy<Value = Sent> {
     prop_oneof![
         4 => publish(),
         2 => connect(),
@@ -279,6 +279,6 @@ pub fn sent() -> impl Strategy<Value = Sent> {
 }
 
 /// A packet that may follow a CONNECT.
-pub fn sent_later() -> impl Strategy<Value = Sent> {
+pub(crate) fn sent_later() -> impl Strategy<Value = Sent> {
     sent().prop_filter("no second CONNECT", |sent| !matches!(sent, Sent::Connect(_)))
 }
