@@ -1,7 +1,7 @@
 //! The central daemon: takes blocks from gateways, keeps them in a log, writes them to ClickHouse, judges alert rules.
 //!
-//! In data order: [`link`] (gateways knock here) → [`log`] → [`sink`] → [`clickhouse`] → [`rules`] → [`alerts`]; `api` and
-//! `audit` look at all of them. A stage never calls another: the log and the tables are the queues between them.
+//! In data order: [`link`] (gateways knock here) → [`log`] → [`sink`] → [`clickhouse`] → [`rules`] → [`alerts`]; [`api`] and
+//! [`audit`] look at all of them. A stage never calls another: the log and the tables are the queues between them.
 //!
 //! Invariants:
 //! - one process per data folder;
@@ -20,8 +20,11 @@ pub mod rules;
 pub mod sink;
 
 use ::link::tls::TlsError;
+use alerts::{Receiver, ReceiverKind};
+use api::ApiParts;
+use audit::{AuditError, AuditParts, Auditor, AuditorHandle};
 use clickhouse::{
-    Account, ClickHouse, Tables,
+    Account, ClickHouse, Reader, Tables,
     process::{Embedded, EmbeddedOptions, PrepareError},
 };
 use config::Config;
@@ -35,7 +38,8 @@ use limits::STOP_DEADLINE;
 use link::{Gateways, LinkError, LinkMetrics, LinkParts, SchemaGate, Unchecked};
 use log::{Log, embedded};
 use record::clock::{Clock, Random};
-use sink::{SinkHandle, SinkMetrics, SinkOptions};
+use rules::{QuerySource, RuleFileError, RuleSet, Ruler, RulerError, RulerHandle};
+use sink::{LogFrontier, SinkHandle, SinkMetrics, SinkOptions};
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -72,6 +76,18 @@ pub enum StartError {
     /// There is no program to start as the embedded server.
     #[error("the embedded clickhouse server: {} is not there; name it with clickhouse.program", .0.display())]
     NoProgram(PathBuf),
+    /// Mistakes in the rule files, all of them.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Rules(Vec<RuleFileError>),
+    /// The folder of rule files cannot be read, or a receiver of alerts is none.
+    #[error("{0}")]
+    Alerts(String),
+    /// The rules' state.
+    #[error(transparent)]
+    Ruler(#[from] RulerError),
+    /// The auditor's tally.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The address of metrics and API.
     #[error("cannot listen on {address}: {source}")]
     Bind {
@@ -105,6 +121,8 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     if let Some(link) = &config.link {
         link.tls.server_config()?;
     }
+    rule_set(config)?;
+    receivers(config)?;
     Ok(())
 }
 
@@ -113,6 +131,8 @@ pub async fn run(
     config: Config,
     stop: impl Future<Output = &'static str> + Send,
 ) -> Result<Exit, StartError> {
+    // A second installation is refused, and means the same provider.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     check(&config)?;
     let data_dir = config.data_dir.clone();
     let folder = |source| StartError::DataDir { path: data_dir.clone(), source };
@@ -124,8 +144,12 @@ pub async fn run(
     let tables = Arc::new(Tables::new(clickhouse.clone()));
     let sink = base.config.roles.sink.then(|| start_sink(&base, &clickhouse, &tables, &mut tasks));
     let gate: Arc<dyn SchemaGate> = if sink.is_some() { tables } else { Arc::new(Unchecked) };
+    let source: Arc<dyn QuerySource> = Arc::new(Reader::new(clickhouse));
+    let auditor = start_auditor(&base, &source, &mut tasks)?;
+    // Before the first gateway may knock: every rule judges what is stored from now on.
+    let ruler = start_rules(&base, &source, &mut tasks).await?;
     start_link(&base, gate, &mut tasks).await?;
-    start_pages(&base, &mut tasks).await?;
+    start_pages(&base, source, auditor, ruler, &mut tasks).await?;
     Ok(tasks.run(stop, STOP_DEADLINE).await)
 }
 
@@ -229,14 +253,114 @@ fn start_sink(base: &Base, clickhouse: &ClickHouse, tables: &Arc<Tables>, tasks:
     sink::start(parts, tasks)
 }
 
-/// Metrics and health.
-async fn start_pages(base: &Base, tasks: &mut Tasks) -> Result<(), StartError> {
+/// Log and tables → verdict.
+fn start_auditor(
+    base: &Base,
+    source: &Arc<dyn QuerySource>,
+    tasks: &mut Tasks,
+) -> Result<AuditorHandle, StartError> {
+    let (auditor, handle) = Auditor::open(AuditParts {
+        dir: base.config.data_dir.join("audit"),
+        log: base.log.clone(),
+        gateways: base.gateways.clone(),
+        frontier: Arc::new(LogFrontier(base.log.clone())),
+        source: source.clone(),
+        clock: base.clock.clone(),
+        registry: base.registry.clone(),
+    })?;
+    let token = tasks.token();
+    tasks.spawn("audit", async move { Ok(auditor.run(token).await?) });
+    Ok(handle)
+}
+
+/// Tables → alerts.
+async fn start_rules(
+    base: &Base,
+    source: &Arc<dyn QuerySource>,
+    tasks: &mut Tasks,
+) -> Result<Option<RulerHandle>, StartError> {
+    if !base.config.roles.alerts {
+        return Ok(None);
+    }
+    let (ruler, handle) = Ruler::open(rules::Parts {
+        dir: base.config.data_dir.join("rules"),
+        log: base.log.id().to_owned(),
+        rules: rule_set(&base.config)?,
+        receivers: receivers(&base.config)?,
+        source: source.clone(),
+        frontier: Arc::new(LogFrontier(base.log.clone())),
+        clock: base.clock.clone(),
+        random: base.random.clone(),
+        registry: base.registry.clone(),
+    })
+    .await?;
+    let token = tasks.token();
+    tasks.spawn("rules", async move { Ok(ruler.run(token).await?) });
+    Ok(Some(handle))
+}
+
+/// The rules of all files that the patterns name; a `*` may stand in the last component.
+fn rule_set(config: &Config) -> Result<RuleSet, StartError> {
+    let mut files = Vec::new();
+    for pattern in &config.alerts.rules {
+        let name = pattern.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let Some((begin, end)) = name.split_once('*') else {
+            files.push(pattern.clone());
+            continue;
+        };
+        let folder = pattern.parent().unwrap_or(std::path::Path::new("."));
+        let unreadable =
+            |e: io::Error| StartError::Alerts(format!("alerts.rules: {}: {e}", folder.display()));
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if name.len() >= begin.len() + end.len() && name.starts_with(begin) && name.ends_with(end) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        files.extend(found);
+    }
+    rules::file::load(&files).map_err(StartError::Rules)
+}
+
+fn receivers(config: &Config) -> Result<Vec<Receiver>, StartError> {
+    let of = |kind, urls: &[String]| -> Result<Vec<Receiver>, StartError> {
+        urls.iter().map(|url| Receiver::new(kind, url).map_err(StartError::Alerts)).collect()
+    };
+    let mut all = of(ReceiverKind::Alertmanager, &config.alerts.alertmanagers)?;
+    all.extend(of(ReceiverKind::Webhook, &config.alerts.webhooks)?);
+    Ok(all)
+}
+
+/// Metrics, health and the API.
+async fn start_pages(
+    base: &Base,
+    source: Arc<dyn QuerySource>,
+    auditor: AuditorHandle,
+    ruler: Option<RulerHandle>,
+    tasks: &mut Tasks,
+) -> Result<(), StartError> {
     let address = base.config.api;
     let bind = |source| StartError::Bind { address, source };
     let listener = TcpListener::bind(address).await.map_err(bind)?;
-    let pages = daemon::metrics::router(base.registry.clone(), base.readiness.clone());
+    let (registry, readiness) = (base.registry.clone(), base.readiness.clone());
+    let pages = if base.config.roles.api {
+        let parts = ApiParts {
+            gateways: base.gateways.clone(),
+            partitions: base.log.partitions(),
+            source,
+            ruler,
+            auditor,
+            receivers: receivers(&base.config)?.len(),
+        };
+        api::router(parts, registry, readiness)
+    } else {
+        daemon::metrics::router(registry, readiness)
+    };
     let token = tasks.token();
-    tracing::info!(address = %listener.local_addr().map_err(bind)?, "metrics and health");
+    tracing::info!(address = %listener.local_addr().map_err(bind)?, "metrics, health and API");
     tasks.spawn("pages", async move {
         axum::serve(listener, pages).with_graceful_shutdown(token.cancelled_owned()).await?;
         Ok(())

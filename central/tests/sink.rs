@@ -24,7 +24,7 @@ use tidegate_central::{
     link::{SchemaGate, SchemaRefusal},
     log::{ContentType, DataRecord, Log, Partition, RecordHeaders, embedded},
     rules::{Frontier, QueryError, QueryLimits, QuerySource},
-    sink::{self, SinkHandle, SinkMetrics, SinkOptions},
+    sink::{self, LogFrontier, SinkHandle, SinkMetrics, SinkOptions},
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
@@ -239,7 +239,7 @@ async fn rows_arrive_tables_widen_and_bad_blocks_are_kept_aside() {
         assert!(matches!(reader.query(sql, limits).await, Err(QueryError::Refused(_))), "{sql}");
     }
     assert!(matches!(reader.query("SELECT * FROM nope", limits).await, Err(QueryError::UnknownTable(_))));
-    let frontier = life.sink.committed().await.expect("known");
+    let frontier = LogFrontier(log.clone()).committed().await.expect("known");
     assert_eq!(frontier.values().copied().sum::<u64>(), 7);
     let metrics = life.registry.render();
     assert!(metrics.contains("tidegate_sink_rows_total{table=\"machine\"}"), "{metrics}");

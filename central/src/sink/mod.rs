@@ -52,7 +52,6 @@ pub struct Parts {
 /// The running sink, for those who look at it.
 #[derive(Clone)]
 pub struct SinkHandle {
-    log: Arc<dyn Log>,
     lanes: Arc<Vec<watch::Receiver<LaneStatus>>>,
 }
 
@@ -84,7 +83,7 @@ pub fn start(parts: Parts, tasks: &mut Tasks) -> SinkHandle {
             Ok(())
         });
     }
-    SinkHandle { log: parts.log, lanes: Arc::new(lanes) }
+    SinkHandle { lanes: Arc::new(lanes) }
 }
 
 impl SinkHandle {
@@ -99,12 +98,16 @@ impl SinkHandle {
     }
 }
 
+/// Where the sink stands, as the log knows it: also for a process without the sink.
+#[derive(Clone)]
+pub struct LogFrontier(pub Arc<dyn Log>);
+
 #[async_trait]
-impl Frontier for SinkHandle {
+impl Frontier for LogFrontier {
     async fn committed(&self) -> Result<Positions, String> {
         let mut positions = Positions::new();
-        for n in 0..self.log.partitions() {
-            let at = self.log.committed(SINK_GROUP, Partition(n)).await.map_err(|e| e.to_string())?;
+        for n in 0..self.0.partitions() {
+            let at = self.0.committed(SINK_GROUP, Partition(n)).await.map_err(|e| e.to_string())?;
             positions.insert(n, at.map_or(0, |c| c.offset.0));
         }
         Ok(positions)
