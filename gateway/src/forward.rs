@@ -228,10 +228,8 @@ impl Outbox for OutputLog {
     fn event(&mut self, event: Event) -> Result<(), OutboxError> {
         match event {
             Event::Connected => self.metrics.connected(true),
-            Event::Disconnected { reason, retry_in } => {
-                self.metrics.connected(false);
-                tracing::warn!(%reason, ?retry_in, "no connection to central; data is kept");
-            }
+            // The link tells why.
+            Event::Disconnected { .. } => self.metrics.connected(false),
             Event::Acked(stream, seq) => self.metrics.acked(&stream, seq, self.clock.wall_ns()),
             Event::Through(position) => {
                 self.through = self.through.max(position);

@@ -105,14 +105,14 @@ pub async fn run<S: Display>(config: Config, stop: impl Future<Output = S>) -> R
     opened.start_forwarding(&mut tasks, snapshot.clone());
     opened.start_sources(&mut tasks).await?;
     opened.start_admin(&mut tasks, lanes, snapshot).await?;
-    let (door, registry) = (opened.door.clone(), opened.registry.clone());
-    drop(opened);
+    let (folder, door) = opened.into_kept();
     let exit = tasks.run(stop, limits::SHUTDOWN_DEADLINE).await;
     // What was taken and not yet written is not acknowledged; it is written all the same.
     if let Err(error) = tokio::task::block_in_place(|| door.hub().close()) {
         tracing::error!(%error, "the input log did not close well");
     }
-    drop(registry);
+    // The lock on the folder is held until nobody writes to it any more.
+    drop(folder);
     Ok(exit)
 }
 
@@ -187,6 +187,11 @@ pub struct LaneHandle {
 }
 
 impl Opened {
+    /// What outlives the start; the rest goes, so that the writer of the output log ends with the last lane.
+    fn into_kept(self) -> (Folder, Arc<Door>) {
+        (self.folder, self.door)
+    }
+
     /// One thread per root stream; modules named by the configuration are put in meanwhile.
     fn start_lanes(&self, tasks: &mut Tasks) -> BTreeMap<StreamName, LaneHandle> {
         let (modules, settings, stop) = (self.modules.clone(), self.config.modules.clone(), tasks.token());
