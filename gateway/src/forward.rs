@@ -13,8 +13,8 @@ use crate::{
     dead_letter,
     metrics::ForwardMetrics,
     output::{
-        Snapshot,
-        frame::{STEP, Step},
+        Output, Snapshot, StreamState,
+        frame::{STEP, Step, StepMeta},
     },
 };
 use bytes::Bytes;
@@ -22,8 +22,8 @@ use journal::{CHECKPOINT, FrameSeq, Gap, LogHandle, Reader};
 use link::{
     client::{Central, ClientError, Event, Outbox, OutboxError},
     forward::{Entry, Item, Position},
-    limits::PROTOCOL,
-    message::{Batch, Hello, Lost, StreamHello, StreamLedger},
+    limits::{LOSSES_PER_MESSAGE_MAX, PROTOCOL},
+    message::{Batch, Hello, Loss, Lost, StreamHello, StreamLedger},
 };
 use record::{
     DEAD_LETTERS, GatewayId, Incarnation, Seq, StreamName, StreamSchema,
@@ -142,7 +142,7 @@ struct OutputLog {
     snapshot: watch::Receiver<Arc<Snapshot>>,
     /// The last seq read of each stream since the last seek.
     read: BTreeMap<StreamName, Seq>,
-    /// Streams of which rows are missing since frames could not be read: nobody knows which streams had rows in them.
+    /// Frames that could not be read since the last seek: nobody knows which streams had rows in them.
     gaps: Vec<Gap>,
     through: Position,
     told: Option<BTreeMap<StreamName, Arc<StreamSchema>>>,
@@ -181,7 +181,10 @@ impl Outbox for OutputLog {
         self.tail.mark_unchanged();
         let Some(frame) = self.reader.next()? else { return Ok(None) };
         for gap in self.reader.take_gaps() {
-            if gap.cause != journal::GapCause::Trimmed {
+            if gap.cause == journal::GapCause::Trimmed {
+                // Given up by `drop-oldest` before it was read; written down in the ledger then.
+                self.gaps.push(gap);
+            } else {
                 tracing::error!(first = %gap.first, last = %gap.last, cause = ?gap.cause,
                     "output frames are not readable: their rows are lost");
                 self.metrics.frames_lost.inc_by(gap.frames());
@@ -214,13 +217,13 @@ impl Outbox for OutputLog {
         }
     }
 
-    fn ledger(&mut self, _known: &BTreeMap<StreamName, u64>) -> Vec<StreamLedger> {
+    fn ledger(&mut self, known: &BTreeMap<StreamName, u64>) -> Vec<StreamLedger> {
         let snapshot = self.snapshot.borrow().clone();
         let entry = |(stream, state): (&StreamName, &crate::output::StreamState)| StreamLedger {
             stream: stream.clone(),
             counts: state.counts,
             as_of: state.last,
-            losses: Vec::new(),
+            losses: losses(state, known.get(stream).copied().unwrap_or_default()),
         };
         snapshot.streams.iter().map(entry).collect()
     }
@@ -255,8 +258,115 @@ impl OutputLog {
             first,
             last: Seq(header.first.0 - 1),
             hash: header.prev_hash,
-            reason: "damaged frames of the output log".to_owned(),
+            reason: match self.gaps.iter().any(|g| g.cause == journal::GapCause::Trimmed) {
+                true => "buffer full: drop-oldest".to_owned(),
+                false => "damaged frames of the output log".to_owned(),
+            },
         })
+    }
+}
+
+/// The losses above an ordinal, as many as one message takes.
+fn losses(state: &StreamState, known: u64) -> Vec<Loss> {
+    let new = state.losses.range(known + 1..).take(LOSSES_PER_MESSAGE_MAX);
+    let loss = |(ordinal, l): (&u64, &crate::output::Loss)| Loss {
+        ordinal: *ordinal,
+        first: l.seqs.0,
+        last: l.seqs.1,
+        first_time_ns: l.times_ns.0,
+        last_time_ns: l.times_ns.1,
+        rows: l.rows,
+        reason: l.reason.clone(),
+    };
+    new.map(loss).collect()
+}
+
+/// What `drop-oldest` needs.
+pub struct DropOldest {
+    /// Lanes whose oldest rows may be given up.
+    pub lanes: BTreeSet<StreamName>,
+    /// The output log and its writer.
+    pub log: LogHandle,
+    /// To write down what is given up. Dropped when the process stops.
+    pub output: Output,
+    /// The life of the folder.
+    pub incarnation: Incarnation,
+    /// What central has acknowledged.
+    pub acked: ForwardMetrics,
+    /// Whether the buffer is so full that dropping policies apply.
+    pub pressed: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// The wish to stop.
+    pub stop: CancellationToken,
+}
+
+impl DropOldest {
+    /// Gives up whole segments of the output log, oldest first, while the buffer is nearly full. A segment that holds
+    /// rows of a lane that blocks is never given up: then sources wait, as that lane wants.
+    pub async fn run(self) -> Result<(), journal::JournalError> {
+        let me = Arc::new(self);
+        loop {
+            tokio::select! {
+                () = me.stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(TRIM_EVERY) => {}
+            }
+            if (me.pressed)() {
+                let worker = me.clone();
+                match tokio::task::spawn_blocking(move || worker.oldest_segment()).await {
+                    Ok(done) => done?,
+                    Err(e) => tracing::error!(error = %e, "giving up old rows failed"),
+                }
+            }
+        }
+    }
+
+    /// Writes the oldest segment's rows down as lost and deletes it, if it may be.
+    fn oldest_segment(&self) -> Result<(), journal::JournalError> {
+        let mut reader = self.log.reader(self.log.first());
+        let mut lost: BTreeMap<StreamName, BTreeMap<StreamName, crate::output::Loss>> = BTreeMap::new();
+        let (mut begun, mut end) = (false, None);
+        while let Some(head) = reader.next_meta()? {
+            if head.kind == CHECKPOINT {
+                if std::mem::replace(&mut begun, true) {
+                    end = Some(head.seq);
+                    break;
+                }
+                continue;
+            }
+            let Some(meta) = StepMeta::decode(&head.meta, self.incarnation).filter(|_| head.kind == STEP)
+            else {
+                return Ok(());
+            };
+            let stored = |b: &record::BlockHeader| b.last.0 <= self.acked.acked_seq(&b.stream);
+            if meta.blocks.iter().all(|(header, _)| stored(header)) {
+                continue;
+            }
+            if !self.lanes.contains(&meta.lane) {
+                return Ok(());
+            }
+            let of_lane = lost.entry(meta.lane.clone()).or_default();
+            for (header, _) in meta.blocks.iter().filter(|(header, _)| !stored(header)) {
+                let loss = of_lane.entry(header.stream.clone()).or_insert_with(|| crate::output::Loss {
+                    stream: header.stream.clone(),
+                    seqs: (header.first, header.last),
+                    times_ns: (meta.made_ns, meta.made_ns),
+                    rows: 0,
+                    reason: "buffer full: drop-oldest".to_owned(),
+                });
+                loss.seqs.1 = header.last;
+                loss.times_ns.1 = meta.made_ns;
+                loss.rows += header.rows();
+            }
+        }
+        // The segment that is being written stays.
+        let Some(end) = end else { return Ok(()) };
+        for (lane, losses) in lost {
+            let rows: u64 = losses.values().map(|l| l.rows).sum();
+            tracing::warn!(%lane, rows, "buffer full: the oldest rows are given up");
+            if self.output.give_up(&lane, losses.into_values().collect()).is_err() {
+                return Ok(());
+            }
+        }
+        self.log.trim(end).map(drop)
     }
 }
 

@@ -15,7 +15,7 @@ mod encode;
 pub(crate) use encode::blocks;
 
 use crate::{
-    config::Stream,
+    config::{OnFull, Stream},
     event::{Event, Events},
     ingest::{
         EVENTS, events_by_stream,
@@ -23,7 +23,7 @@ use crate::{
     },
     limits::{HOLD_RETRY, STEP_BYTES, STEP_CHANGES_BYTES_MAX, STEP_EVENTS, STEP_LINGER},
     metrics::LaneMetrics,
-    output::{Output, PendingStep},
+    output::{Loss, Output, PendingStep},
     step::{Effects, Instances, Lane, Now, StepError, keys},
 };
 use journal::{Frame, FrameSeq, JournalError, LogHandle, Reader};
@@ -87,6 +87,8 @@ pub struct LaneParts {
     pub clock: Arc<dyn Clock>,
     /// What is shown.
     pub metrics: LaneMetrics,
+    /// Whether the buffer is so full that dropping policies apply.
+    pub pressed: Arc<dyn Fn() -> bool + Send + Sync>,
     /// The wish to stop.
     pub stop: CancellationToken,
     /// To wait on.
@@ -158,6 +160,8 @@ struct Driver<'p> {
     looked_at: Instant,
     wanted: HashMap<String, bool>,
     topic: String,
+    /// What was dropped since the last step was written.
+    lost: Option<Loss>,
 }
 
 /// What woke an idle lane.
@@ -183,6 +187,7 @@ impl<'p> Driver<'p> {
             looked_at: Instant::now(),
             wanted: HashMap::new(),
             topic: String::new(),
+            lost: None,
             parts,
         }
     }
@@ -315,6 +320,11 @@ impl<'p> Driver<'p> {
         for frame in frames {
             expected += events_by_stream(&frame.meta).map_or(0, |_| self.events_for_me(frame));
         }
+        if self.parts.root.on_full == OnFull::DropNewest && (self.parts.pressed)() {
+            self.drop_newest(&events);
+            let due = self.recorded_at.elapsed() >= LOOK;
+            return if due { self.write(&mut Effects::default()) } else { Ok(true) };
+        }
         let (now, taken) = (self.parts.now(), events.len());
         let mut fx = self.lane.step(&events, now).map_err(|e| self.failed(e))?;
         if expected > taken {
@@ -331,6 +341,21 @@ impl<'p> Driver<'p> {
         drop(events);
         self.parts.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
         self.write(&mut fx)
+    }
+
+    /// Gives events up before they become rows; written down, about once a second, with the position behind them.
+    fn drop_newest(&mut self, events: &[Event<'_>]) {
+        let lost = self.lost.get_or_insert_with(|| Loss {
+            stream: self.parts.root.name.clone(),
+            seqs: Default::default(),
+            times_ns: (i64::MAX, i64::MIN),
+            rows: 0,
+            reason: "buffer full: drop-newest".to_owned(),
+        });
+        for event in events {
+            lost.rows += 1;
+            lost.times_ns = (lost.times_ns.0.min(event.received_ns), lost.times_ns.1.max(event.received_ns));
+        }
     }
 
     fn events<'f>(&mut self, frames: &'f [Frame]) -> Vec<Event<'f>> {
@@ -376,6 +401,12 @@ impl<'p> Driver<'p> {
     /// Hands effects over with the position read so far; false when the writer is gone.
     fn write(&mut self, fx: &mut Effects) -> Result<bool, LaneError> {
         let name = self.parts.root.name.clone();
+        let losses: Vec<Loss> = self.lost.take().filter(|l| l.rows > 0).into_iter().collect();
+        for loss in &losses {
+            let count = fx.count(&name);
+            count.received += loss.rows;
+            count.dropped += loss.rows;
+        }
         let blocks = encode::blocks(fx).map_err(|e| LaneError::Encode(name.clone(), e))?;
         self.parts.metrics.effects(fx);
         let changes = fx.take_changes();
@@ -394,6 +425,7 @@ impl<'p> Driver<'p> {
             changes,
             counts: std::mem::take(&mut fx.counts),
             blocks,
+            losses,
         };
         (self.recorded, self.recorded_at) = (self.read, Instant::now());
         Ok(self.parts.output.write(step).is_ok())

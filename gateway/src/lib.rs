@@ -103,6 +103,7 @@ pub async fn run<S: Display>(config: Config, stop: impl Future<Output = S>) -> R
     let snapshot = opened.output.snapshot();
     let lanes = opened.start_lanes(&mut tasks);
     opened.start_forwarding(&mut tasks, snapshot.clone());
+    opened.start_dropping(&mut tasks);
     opened.start_sources(&mut tasks).await?;
     opened.start_admin(&mut tasks, lanes, snapshot).await?;
     let (folder, door) = opened.into_kept();
@@ -223,6 +224,7 @@ impl Opened {
                 commands: orders,
                 clock: self.clock.clone(),
                 metrics: metrics.clone(),
+                pressed: self.pressed(),
                 stop: tasks.token(),
                 runtime: Handle::current(),
             };
@@ -264,6 +266,33 @@ impl Opened {
         tasks.spawn("trim", async move {
             forward::trim_input(input, lanes, snapshot, stop).await.map_err(Into::into)
         });
+    }
+
+    /// Whether the buffer is so full that dropping policies apply.
+    fn pressed(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let (quota, room) =
+            (self.quota.clone(), limits::DROP_BELOW_SEGMENTS * self.config.buffer.segment_bytes);
+        Arc::new(move || !quota.admits(room))
+    }
+
+    /// The task that gives up the oldest rows, where a stream's policy says so.
+    fn start_dropping(&self, tasks: &mut Tasks) {
+        let roots = self.config.streams.iter().filter(|s| matches!(s.from, From::Sources { .. }));
+        let lanes: std::collections::BTreeSet<StreamName> =
+            roots.filter(|s| s.on_full == config::OnFull::DropOldest).map(|s| s.name.clone()).collect();
+        if lanes.is_empty() {
+            return;
+        }
+        let dropping = forward::DropOldest {
+            lanes,
+            log: self.output_handle.clone(),
+            output: self.output.clone(),
+            incarnation: self.folder.incarnation(),
+            acked: self.forward.clone(),
+            pressed: self.pressed(),
+            stop: tasks.token(),
+        };
+        tasks.spawn("drop-oldest", async move { dropping.run().await.map_err(Into::into) });
     }
 
     async fn start_sources(&self, tasks: &mut Tasks) -> Result<(), StartError> {

@@ -93,11 +93,14 @@ pub const HOLD_RETRY: (Duration, Duration) = (Duration::from_millis(500), Durati
 /// Largest uploaded module.
 pub const MODULE_BYTES_MAX: usize = 32 << 20;
 
-/// Loss entries kept per stream; at more the newest is widened.
+/// Loss entries kept per stream, the newest of them; central has the others.
 pub const LOSS_ENTRIES_MAX: usize = 256;
 
 /// Free space of the file system that the logs leave to others, at most: a small quota leaves less.
 pub const DISK_HEADROOM_BYTES: u64 = 128 << 20;
+/// Segments of room that are left when streams with a dropping policy begin to drop: more than what makes sources wait,
+/// so that with such streams alone sources never wait.
+pub const DROP_BELOW_SEGMENTS: u64 = 4;
 /// How long the stages have to finish after SIGTERM.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
 

@@ -18,7 +18,7 @@ mod recovery;
 mod writer;
 
 pub use recovery::{Recovered, RecoveryError, recover};
-pub use writer::{Output, PendingBlock, PendingStep, Snapshot, StreamState, Writer};
+pub use writer::{Loss, Output, PendingBlock, PendingStep, Snapshot, StreamState, Writer};
 
 #[cfg(test)]
 mod tests;

@@ -74,6 +74,7 @@ fn work(
             changes: fx.take_changes(),
             counts: std::mem::take(&mut fx.counts),
             blocks,
+            losses: Vec::new(),
         };
         output.write(step).expect("the writer is here");
         writer.take_waiting()?;

@@ -2,7 +2,7 @@
 
 use super::frame::{STEP, StepMeta};
 use crate::{
-    limits::{STEPS_PER_SYNC_MAX, STEPS_WAITING_MAX},
+    limits::{LOSS_ENTRIES_MAX, STEPS_PER_SYNC_MAX, STEPS_WAITING_MAX},
     step::keys,
 };
 use journal::{Changes, Disk, FrameSeq, JournalError, Log, LogHandle, RealDisk, StateImage};
@@ -27,6 +27,21 @@ pub struct PendingBlock {
     pub bytes: Vec<u8>,
 }
 
+/// Rows given up by the policy of a full buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// Their stream.
+    pub stream: StreamName,
+    /// Seqs of the first and last of them; 0 when they had none yet.
+    pub seqs: (Seq, Seq),
+    /// When the first and the last were accepted, or written if they had seqs.
+    pub times_ns: (i64, i64),
+    /// How many.
+    pub rows: u64,
+    /// Why.
+    pub reason: String,
+}
+
 /// A step on its way into the log.
 #[derive(Debug)]
 pub struct PendingStep {
@@ -42,6 +57,8 @@ pub struct PendingStep {
     pub counts: BTreeMap<StreamName, Counts>,
     /// Rows, encoded.
     pub blocks: Vec<PendingBlock>,
+    /// Rows given up.
+    pub losses: Vec<Loss>,
 }
 
 /// What is durable of a stream.
@@ -55,6 +72,8 @@ pub struct StreamState {
     pub counts: Counts,
     /// Its columns, once known.
     pub schema: Option<Arc<StreamSchema>>,
+    /// What was given up of it, by ordinal; the newest of them.
+    pub losses: Arc<BTreeMap<u64, Loss>>,
 }
 
 /// What is durable.
@@ -73,6 +92,8 @@ enum Order {
     Step(PendingStep),
     /// The columns of a lane's streams, before its first step.
     Announce(Vec<(StreamName, Arc<StreamSchema>)>),
+    /// Rows of a lane that are about to be given up; answered when that is durable.
+    GiveUp(StreamName, Vec<Loss>, mpsc::SyncSender<()>),
     /// All state, as it is after everything ordered before.
     Image(mpsc::SyncSender<StateImage>),
 }
@@ -100,6 +121,13 @@ impl Output {
         self.orders.send(Order::Announce(schemas)).map_err(|_| Closed)
     }
 
+    /// Writes down that rows of a lane are given up; returns when that is durable.
+    pub fn give_up(&self, lane: &StreamName, losses: Vec<Loss>) -> Result<(), Closed> {
+        let (answer, durable) = mpsc::sync_channel(1);
+        self.orders.send(Order::GiveUp(lane.clone(), losses, answer)).map_err(|_| Closed)?;
+        durable.recv().map_err(|_| Closed)
+    }
+
     /// The state after every step that was handed over before.
     pub fn image(&self) -> Result<StateImage, Closed> {
         let (answer, image) = mpsc::sync_channel(1);
@@ -124,6 +152,8 @@ pub struct Writer<D: Disk = RealDisk> {
     now: Snapshot,
     /// Streams whose columns the image does not hold yet in this form.
     announced: BTreeSet<StreamName>,
+    /// Who waits for the next sync.
+    waiting: Vec<mpsc::SyncSender<()>>,
     orders: mpsc::Receiver<Order>,
     publish: watch::Sender<Arc<Snapshot>>,
     stopping: Box<dyn Fn() -> bool + Send>,
@@ -142,7 +172,8 @@ impl<D: Disk> Writer<D> {
         let now = snapshot_of(&image, log.durable());
         let (publish, snapshot) = watch::channel(Arc::new(now.clone()));
         let announced = BTreeSet::new();
-        let me = Self { log, incarnation, image, now, announced, orders, publish, stopping };
+        let waiting = Vec::new();
+        let me = Self { log, incarnation, image, now, announced, waiting, orders, publish, stopping };
         (me, Output { orders: sender, snapshot })
     }
 
@@ -170,6 +201,10 @@ impl<D: Disk> Writer<D> {
             self.now.frame = self.log.sync()?;
         }
         self.publish.send_replace(Arc::new(self.now.clone()));
+        for answer in self.waiting.drain(..) {
+            // Whoever asked may have stopped.
+            let _ = answer.send(());
+        }
         Ok(())
     }
 
@@ -195,6 +230,14 @@ impl<D: Disk> Writer<D> {
                 }
                 Ok(false)
             }
+            Order::GiveUp(lane, losses, answer) => {
+                self.waiting.push(answer);
+                let consumed = self.now.consumed.get(&lane).copied().unwrap_or_default();
+                let made_ns = losses.iter().map(|l| l.times_ns.1).max().unwrap_or_default();
+                let (changes, counts, blocks) = (Changes::default(), BTreeMap::new(), Vec::new());
+                self.write(PendingStep { lane, consumed, made_ns, changes, counts, blocks, losses })
+                    .map(|()| true)
+            }
             Order::Image(answer) => {
                 // A lane that no longer waits for it has stopped.
                 let _ = answer.send(self.image.clone());
@@ -206,7 +249,8 @@ impl<D: Disk> Writer<D> {
     /// Gives the step its seqs and hashes and appends it.
     fn write(&mut self, step: PendingStep) -> Result<(), JournalError> {
         let before = self.now.clone();
-        let PendingStep { lane, consumed, made_ns, mut changes, counts, blocks } = step;
+        let PendingStep { lane, consumed, made_ns, mut changes, counts, blocks, losses } = step;
+        let mut forgotten = Vec::new();
         let mut put = |key: Vec<u8>, value: Vec<u8>| changes.puts.push((key, value));
         put(keys::consumed(&lane), consumed.0.to_le_bytes().to_vec());
         self.now.consumed.insert(lane.clone(), consumed);
@@ -220,12 +264,25 @@ impl<D: Disk> Writer<D> {
                 put(keys::columns(&stream), keys::columns_value(schema));
             }
         }
+        for loss in losses {
+            let state = self.now.streams.entry(loss.stream.clone()).or_default();
+            let known = Arc::make_mut(&mut state.losses);
+            let ordinal = known.last_key_value().map_or(1, |(n, _)| n + 1);
+            put(keys::loss(&loss.stream, ordinal), loss.encode());
+            if known.len() >= LOSS_ENTRIES_MAX
+                && let Some((oldest, _)) = known.pop_first()
+            {
+                forgotten.push(keys::loss(&loss.stream, oldest));
+            }
+            known.insert(ordinal, loss);
+        }
         let mut headers = Vec::with_capacity(blocks.len());
         for block in &blocks {
             let header = self.chain(block);
             put(keys::chain(&block.stream), keys::chain_value(header.last, &header.hash));
             headers.push((header, block.bytes.len() as u32));
         }
+        changes.deletes.append(&mut forgotten);
         let mut encoded = Vec::new();
         changes.encode(&mut encoded);
         let meta = StepMeta { lane, consumed, made_ns, changes_bytes: encoded.len() as u32, blocks: headers };
@@ -270,6 +327,36 @@ impl<D: Disk> Writer<D> {
     }
 }
 
+impl Loss {
+    /// First and last seq, first and last time, rows, little-endian, then the reason.
+    fn encode(&self) -> Vec<u8> {
+        let numbers = [
+            self.seqs.0.0,
+            self.seqs.1.0,
+            self.times_ns.0.cast_unsigned(),
+            self.times_ns.1.cast_unsigned(),
+            self.rows,
+        ];
+        let mut out: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        out.extend_from_slice(self.reason.as_bytes());
+        out
+    }
+
+    fn decode(stream: &StreamName, value: &[u8]) -> Option<Self> {
+        let (numbers, reason) = value.split_at_checked(40)?;
+        let mut numbers =
+            numbers.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap_or_default()));
+        let mut next = || numbers.next().unwrap_or_default();
+        Some(Self {
+            stream: stream.clone(),
+            seqs: (Seq(next()), Seq(next())),
+            times_ns: (next().cast_signed(), next().cast_signed()),
+            rows: next(),
+            reason: std::str::from_utf8(reason).ok()?.to_owned(),
+        })
+    }
+}
+
 /// The part of the image that others look at.
 fn snapshot_of(image: &StateImage, frame: FrameSeq) -> Snapshot {
     let mut out = Snapshot { frame, ..Snapshot::default() };
@@ -288,6 +375,15 @@ fn snapshot_of(image: &StateImage, frame: FrameSeq) -> Snapshot {
     for (key, value) in image.scan_prefix(b"n") {
         if let Some(stream) = name(key) {
             out.streams.entry(stream).or_default().counts = keys::read_counts(Some(value));
+        }
+    }
+    for (key, value) in image.scan_prefix(b"l") {
+        // The key: tag, name, 0, ordinal in eight bytes.
+        let Some((named, ordinal)) = key.split_last_chunk::<8>() else { continue };
+        let Some(stream) = named.strip_suffix(&[0]).and_then(name) else { continue };
+        if let Some(loss) = Loss::decode(&stream, value) {
+            let state = out.streams.entry(stream).or_default();
+            Arc::make_mut(&mut state.losses).insert(u64::from_be_bytes(*ordinal), loss);
         }
     }
     for (key, value) in image.scan_prefix(b"h") {
