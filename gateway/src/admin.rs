@@ -8,6 +8,7 @@
 //! | `GET /v1/modules/{name}/{version}` | one module |
 //! | `POST /v1/modules/{name}/{version}/activate` | makes a stored version the active one |
 //! | `POST /v1/modules/{name}/rollback` | makes the version before the active one active again |
+//! | `GET /v1/dead-letters?limit=100` | the newest dead letters |
 //! | `POST /v1/streams/{name}/flush` | closes the stream's open windows, as a recorded step |
 //!
 //! A lane takes up a change of modules between two frames, never within one.
@@ -45,8 +46,8 @@ pub struct Parts {
     pub modules: Arc<ModuleStore>,
     /// For trying a pushed module with the settings of the streams that use it.
     pub config: Arc<Config>,
-    /// The order to flush.
-    pub flush: Router,
+    /// Pages about streams: dead letters, the order to flush.
+    pub streams: Router,
     /// Counted up when the active version of a module may have changed.
     pub modules_changed: watch::Sender<u64>,
 }
@@ -60,7 +61,7 @@ struct Modules {
 
 /// Serves the pages until told to stop.
 pub async fn serve(listener: TcpListener, parts: Parts, stop: CancellationToken) -> std::io::Result<()> {
-    let Parts { registry, readiness, status, modules, config, flush, modules_changed } = parts;
+    let Parts { registry, readiness, status, modules, config, streams, modules_changed } = parts;
     let modules = Arc::new(Modules { store: modules, config, changed: modules_changed });
     let app = Router::new()
         .route("/v1/modules", get(list))
@@ -70,7 +71,7 @@ pub async fn serve(listener: TcpListener, parts: Parts, stop: CancellationToken)
         .layer(DefaultBodyLimit::max(crate::limits::MODULE_BYTES_MAX))
         .with_state(modules)
         .route("/v1/status", get(move || std::future::ready(Json(status()))))
-        .merge(flush)
+        .merge(streams)
         .merge(daemon::metrics::router(registry, readiness));
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }

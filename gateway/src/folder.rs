@@ -101,6 +101,11 @@ impl Folder {
         self.path.join("modules")
     }
 
+    /// The index's folder.
+    pub fn index(&self) -> PathBuf {
+        self.path.join("meta.sled")
+    }
+
     /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.path

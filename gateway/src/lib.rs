@@ -21,6 +21,7 @@ pub mod decode;
 pub mod event;
 pub mod folder;
 pub mod forward;
+pub mod index;
 pub mod ingest;
 pub mod lanes;
 pub mod limits;
@@ -38,6 +39,7 @@ use daemon::{
     tasks::{Exit, Tasks},
 };
 use folder::Folder;
+use index::Index;
 use ingest::{Door, DoorParts, route::Routes};
 use journal::{HubOptions, JournalError, Log, LogOptions, Quota, RealDisk};
 use lanes::{LaneParts, ModulesFor};
@@ -92,6 +94,7 @@ struct Opened {
     door: Arc<Door>,
     modules: Arc<Modules>,
     forward: ForwardMetrics,
+    index: Index,
     output: Output,
     output_handle: journal::LogHandle,
 }
@@ -142,6 +145,16 @@ fn open(config: Config, tasks: &mut Tasks) -> Result<Opened, StartError> {
     let output_handle = writer.log();
     tasks.spawn_blocking("output-writer", move || writer.run().map_err(Into::into));
 
+    let (index, from) = Index::open(&folder.index(), &output_handle, &registry)?;
+    let (follower, log, life, stop) =
+        (index.clone(), output_handle.clone(), folder.incarnation(), tasks.token());
+    tasks.spawn_blocking("index", move || {
+        follower.follow(&log, from, life, &stop)?;
+        // An index that failed is missed by nobody; a task that ends would end the process.
+        Handle::current().block_on(stop.cancelled());
+        Ok(())
+    });
+
     let (input_log, found) = Log::open(RealDisk, &folder.input(), log_options())?;
     tracing::info!(
         torn_bytes = found.torn_bytes,
@@ -172,6 +185,7 @@ fn open(config: Config, tasks: &mut Tasks) -> Result<Opened, StartError> {
         door,
         modules,
         forward,
+        index,
         output,
         output_handle,
     })
@@ -210,6 +224,7 @@ impl Opened {
         let roots = self.config.streams.iter().filter(|s| matches!(s.from, From::Sources { .. }));
         let mut lanes = BTreeMap::new();
         for (index, root) in roots.enumerate() {
+            let root = &self.with_fitting_dedup(root);
             let (commands, orders) = mpsc::channel(4);
             let metrics = families.lane(&root.name);
             let parts = LaneParts {
@@ -266,6 +281,21 @@ impl Opened {
         tasks.spawn("trim", async move {
             forward::trim_input(input, lanes, snapshot, stop).await.map_err(Into::into)
         });
+    }
+
+    /// A checkpoint stands at the start of every segment of the output log, so the dedup keys of a stream may not take
+    /// more than a quarter of one: with a small quota fewer are remembered.
+    fn with_fitting_dedup(&self, root: &config::Stream) -> config::Stream {
+        let mut root = root.clone();
+        let fitting = self.config.buffer.segment_bytes as usize / 4 / step::DEDUP_ENTRY_BYTES;
+        if let From::Sources { dedup: Some(dedup), .. } = &mut root.from
+            && dedup.max_keys > fitting
+        {
+            tracing::warn!(stream = %root.name, asked = dedup.max_keys, remembered = fitting,
+                "fewer dedup keys are remembered than asked for: a segment of the buffer holds no more");
+            dedup.max_keys = fitting;
+        }
+        root
     }
 
     /// Whether the buffer is so full that dropping policies apply.
@@ -359,12 +389,13 @@ impl Opened {
             output: self.output_handle.clone(),
             quota: self.quota.clone(),
             forward: self.forward.clone(),
+            index: self.index.clone(),
         });
         status::register(&gateway, &self.registry);
         let parts = admin::Parts {
             registry: self.registry.clone(),
             readiness: self.readiness.clone(),
-            flush: status::flush_route(gateway.clone()),
+            streams: status::routes(gateway.clone()),
             status: Arc::new(move || status::page(&gateway)),
             modules: self.modules.store().clone(),
             config: Arc::new(self.config.clone()),

@@ -93,6 +93,10 @@ pub const HOLD_RETRY: (Duration, Duration) = (Duration::from_millis(500), Durati
 /// Largest uploaded module.
 pub const MODULE_BYTES_MAX: usize = 32 << 20;
 
+/// Dead letters that the index remembers, the newest ones.
+pub const INDEXED_DEAD_LETTERS_MAX: usize = 5_000;
+/// Dead letters of one hand-over to the index; of a flood the older ones are passed over.
+pub const INDEXED_AT_ONCE_MAX: usize = 500;
 /// Loss entries kept per stream, the newest of them; central has the others.
 pub const LOSS_ENTRIES_MAX: usize = 256;
 
@@ -110,4 +114,5 @@ const _: () = assert!(
     LISTENER_SCRATCH_BYTES_MAX + EVENT_PAYLOAD_BYTES_MAX + TOPIC_BYTES_MAX + CLIENT_ID_BYTES_MAX + 1024
         < journal::limits::HUB_BACKLOG_BYTES
 );
+const _: () = assert!(INDEXED_DEAD_LETTERS_MAX + INDEXED_AT_ONCE_MAX <= journal::limits::META_SCAN_MAX);
 const _: () = assert!(STEP_EVENTS <= record::limits::BATCH_ROWS_MAX);

@@ -1,4 +1,5 @@
-//! What the gateway tells of itself: `/v1/status`, gauges that are read when somebody looks, and the order to flush.
+//! What the gateway tells of itself: `/v1/status`, dead letters, gauges that are read when somebody looks; and the order
+//! to flush.
 //!
 //! What it tells of streams is durable: it comes from the snapshot that the output log's writer publishes after each
 //! sync.
@@ -8,10 +9,10 @@ use crate::{
 };
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 use daemon::metrics::{GaugeVec, Registry};
 use journal::{LogHandle, Quota};
@@ -40,11 +41,31 @@ pub struct Gateway {
     pub quota: Quota,
     /// Forwarding.
     pub forward: ForwardMetrics,
+    /// The index of dead letters.
+    pub index: Index,
 }
 
-/// `POST /v1/streams/{name}/flush`: closes the stream's open windows, as a recorded step.
-pub fn flush_route(gateway: Arc<Gateway>) -> Router {
-    Router::new().route("/v1/streams/{name}/flush", post(flush)).with_state(gateway)
+/// `POST /v1/streams/{name}/flush` closes the stream's open windows, as a recorded step; `GET /v1/dead-letters` shows
+/// the newest dead letters, `?limit=` of them (100).
+pub fn routes(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/v1/streams/{name}/flush", post(flush))
+        .route("/v1/dead-letters", get(dead_letters))
+        .with_state(gateway)
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Page {
+    limit: Option<usize>,
+}
+
+async fn dead_letters(State(gateway): State<Arc<Gateway>>, Query(page): Query<Page>) -> Response {
+    let newest = tokio::task::spawn_blocking(move || gateway.index.newest(page.limit.unwrap_or(100))).await;
+    match newest {
+        Ok(Ok(letters)) => Json(json!({ "dead_letters": letters })).into_response(),
+        Ok(Err(e)) => refusal(StatusCode::SERVICE_UNAVAILABLE, &e.to_string()),
+        Err(e) => refusal(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+    }
 }
 
 /// Gauges that are read from a snapshot when somebody looks.

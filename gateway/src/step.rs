@@ -22,6 +22,7 @@ pub mod keys;
 mod module;
 mod windows;
 
+pub use dedup::DEDUP_ENTRY_BYTES;
 pub use effects::Effects;
 pub use graph::{Health, Lane, ModulesOf};
 pub use module::{Aggregate, Filter, Instances, Make, Transform};

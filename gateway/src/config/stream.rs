@@ -47,7 +47,7 @@ pub enum From {
 pub struct Dedup {
     /// `device`, `time` or declared columns.
     pub key: Vec<String>,
-    /// How far behind the newest event time a key is remembered.
+    /// How long a key is remembered after it was accepted.
     pub window: Duration,
     /// Most keys remembered; at more the oldest are forgotten first.
     pub max_keys: usize,

@@ -22,7 +22,8 @@ use journal::StateImage;
 use record::{Batch, Digest, StreamName, StreamSchema};
 use std::collections::{HashMap, VecDeque};
 
-const ENTRY_BYTES: usize = 24;
+/// Bytes of the durable state that one remembered key takes.
+pub const DEDUP_ENTRY_BYTES: usize = 24;
 
 /// The keys of one stream.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl Dedup {
     fn load(&mut self, number: u64, value: &[u8]) -> Option<()> {
         let (newest, entries) = value.split_first_chunk::<8>()?;
         let mut chunk = Chunk { number, newest_ns: i64::from_le_bytes(*newest), ..Chunk::default() };
-        for entry in entries.chunks(ENTRY_BYTES) {
+        for entry in entries.chunks(DEDUP_ENTRY_BYTES) {
             let (key, content) = entry.split_first_chunk::<16>()?;
             let key = u128::from_le_bytes(*key);
             self.seen.insert(key, u64::from_le_bytes(content.try_into().ok()?));
