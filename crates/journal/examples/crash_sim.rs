@@ -1,6 +1,6 @@
 //! The simulation of `tests/crashes.rs` for as many seeds as wanted.
 //!
-//! `cargo run -p journal --example crash_sim -- --seeds 100000 [--first 0] [--steps 150] [--json]`
+//! `cargo run -p journal --example crash-sim -- --seeds 100000 [--first 0] [--steps 150] [--json]`
 
 #[path = "../tests/model/mod.rs"]
 mod model;
