@@ -16,10 +16,10 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use udf_host::{UdfError, compile::compile, limits, validate::ModuleLimits};
+use udf_host::{UdfError, World, compile::compile, limits, validate::ModuleLimits};
 
 const USAGE: &str = "usage: tidegate-module-compiler --in X.wasm --out Y.cwasm
-       [--memory-bytes N] [--seconds N] [--module-bytes-max N] [--start-memory-bytes-max N]";
+       [--memory-bytes N] [--seconds N] [--module-bytes-max N] [--start-memory-bytes-max N] [--any-world]";
 
 const REFUSED: u8 = 1;
 const WRONG_USE: u8 = 2;
@@ -65,6 +65,7 @@ fn arguments() -> Result<Arguments, pico_args::Error> {
             start_memory_bytes: args
                 .opt_value_from_str("--start-memory-bytes-max")?
                 .unwrap_or(default.start_memory_bytes),
+            world: !args.contains("--any-world"),
         },
     };
     match args.finish().first() {
@@ -82,7 +83,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (world, artifact) = compile(&bytes, &arguments.limits)?;
     write(&arguments.artifact, artifact.as_bytes())?;
     println!(
-        "{world}: {} bytes of WebAssembly, {} bytes of native code, {} ms",
+        "{}: {} bytes of WebAssembly, {} bytes of native code, {} ms",
+        world.map_or("no world of the contract", World::name),
         bytes.len(),
         artifact.as_bytes().len(),
         began.elapsed().as_millis()

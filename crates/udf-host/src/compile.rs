@@ -9,7 +9,7 @@ use crate::{
 use record::Digest;
 
 /// Validates a component and compiles it for this machine's family of CPUs.
-pub fn compile(bytes: &[u8], limits: &ModuleLimits) -> Result<(World, Artifact), UdfError> {
+pub fn compile(bytes: &[u8], limits: &ModuleLimits) -> Result<(Option<World>, Artifact), UdfError> {
     let world = validate(bytes, limits)?;
     let engine_error = |e: wasmtime::Error| UdfError::Engine(format!("{e:#}"));
     let engine = wasmtime::Engine::new(&engine_config().map_err(engine_error)?).map_err(engine_error)?;

@@ -115,7 +115,7 @@ impl Picks {
     }
 
     /// Takes the parts out of a batch, borrowing what can be borrowed.
-    pub(crate) fn take<'b>(&self, batch: &'b Batch) -> Result<Taken<'b>, CallError> {
+    pub(crate) fn take<'b>(&'b self, batch: &'b Batch) -> Result<Taken<'b>, CallError> {
         if !Arc::ptr_eq(&self.schema, batch.schema()) && self.schema != *batch.schema() {
             let is = batch.schema().columns();
             return Err(CallError::Batch(format!(
@@ -126,7 +126,7 @@ impl Picks {
         let rows = u32::try_from(batch.rows()).map_err(|_| CallError::Batch("too many rows".into()))?;
         let columns = self.columns.iter().map(|i| {
             let column = batch.column_at(*i);
-            let name = self.schema.columns()[*i].name.clone();
+            let name = self.schema.columns()[*i].name.as_str();
             let valid = column.nulls().filter(|n| n.null_count() > 0).map(|n| words(n.inner()));
             Ok(TakenColumn { name, data: TakenData::of(column)?, valid })
         });
@@ -148,7 +148,7 @@ pub(crate) struct Taken<'b> {
 }
 
 struct TakenColumn<'b> {
-    name: String,
+    name: &'b str,
     data: TakenData<'b>,
     valid: Option<Vec<u64>>,
 }
@@ -192,7 +192,7 @@ impl Taken<'_> {
         let columns: Vec<ColumnIn<'_>> = self
             .columns
             .iter()
-            .map(|c| ColumnIn { name: &c.name, data: c.data.wire(), valid: c.valid.as_deref() })
+            .map(|c| ColumnIn { name: c.name, data: c.data.wire(), valid: c.valid.as_deref() })
             .collect();
         call(BatchIn { rows: self.rows, times: self.times, devices: self.devices.wire(), columns: &columns })
     }

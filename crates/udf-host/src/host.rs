@@ -92,7 +92,7 @@ impl Host {
     }
 
     #[allow(unsafe_code, reason = "loading native code")]
-    fn component(&self, artifact: &Artifact) -> Result<Component, ArtifactError> {
+    pub(crate) fn component(&self, artifact: &Artifact) -> Result<Component, ArtifactError> {
         // SAFETY: `deserialize` runs whatever these bytes say. An `Artifact` exists only after its digest was checked
         // against the header that the compiler wrote, for this module and this host's configuration, or fresh from the
         // compiler; its file lies in the gateway's own folder, and users have no way to hand one in.

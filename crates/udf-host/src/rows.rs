@@ -2,10 +2,10 @@
 //! of this world passes validation.
 #![allow(unsafe_code, reason = "wasmtime's derives, as in wire.rs")]
 
-use crate::{Host, UdfError};
+use crate::{Artifact, Host, UdfError};
 use wasmtime::{
     Store,
-    component::{Component, ComponentType, Linker, Lower, TypedFunc},
+    component::{ComponentType, Linker, Lower, TypedFunc},
 };
 
 const API: &str = "tidegate:bench-rows/rows-api@0.1.0";
@@ -58,10 +58,10 @@ pub struct RowsInstance {
 }
 
 impl RowsInstance {
-    /// Compiles and starts the component with the host's own engine, epochs included.
-    pub fn new(host: &Host, component: &[u8]) -> Result<Self, UdfError> {
+    /// Starts the component with the host's own engine, epochs included.
+    pub fn new(host: &Host, artifact: &Artifact) -> Result<Self, UdfError> {
+        let component = host.component(artifact)?;
         let start = || -> wasmtime::Result<Self> {
-            let component = Component::from_binary(host.engine(), component)?;
             let mut store = Store::new(host.engine(), ());
             store.set_epoch_deadline(u64::MAX / 2);
             let instance = Linker::new(host.engine()).instantiate(&mut store, &component)?;

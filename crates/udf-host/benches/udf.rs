@@ -4,21 +4,20 @@
 //! three fields; the row-shaped twin (`bench-rows`) does the same work. Each figure is the best of several rounds,
 //! taken in turns, so that a busy moment of the machine hits all alike.
 
-use anyhow::{Context as _, Result, ensure};
 use record::{Batch, BatchBuilder, Column, ColumnType, Digest, EventTime, StreamSchema, Value};
 use std::{
     hint::black_box,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode},
     sync::Arc,
     time::Instant,
 };
 use udf_host::{
-    AggregateInstance, FilterInstance, Host, HostConfig, Limits, Module,
-    compile::compile,
+    AggregateInstance, Artifact, FilterInstance, Host, HostConfig, Limits,
     rows::{Cell, Event, RowsInstance, Value as RowValue},
-    validate::ModuleLimits,
 };
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const ROUNDS: usize = 15;
 /// Events that one figure of one round is taken over.
@@ -33,26 +32,43 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
-            eprintln!("{e:#}");
+            eprintln!("{e}");
             ExitCode::from(2)
         }
     }
 }
 
-/// The folder of the components: beside the profile's folder that this program lies in.
-fn component(name: &str) -> Result<Vec<u8>> {
+/// The target folder: this program lies in the `deps` of one of its profiles.
+fn target_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
-    let beside = exe.ancestors().nth(3).map(|target| target.join("modules"));
-    let dir = std::env::var_os("TIDEGATE_MODULES_DIR").map(PathBuf::from).or(beside);
-    let path = dir.as_deref().unwrap_or(Path::new("modules")).join(format!("{name}.wasm"));
-    std::fs::read(&path).with_context(|| format!("{}: run `cargo xtask modules`", path.display()))
+    Ok(exe.ancestors().nth(3).ok_or("this program lies in no target folder")?.to_path_buf())
 }
 
-fn module(host: &Host, name: &str) -> Result<Module> {
-    let bytes = component(name)?;
-    let (_, artifact) = compile(&bytes, &ModuleLimits::default())?;
-    ensure!(artifact.module() == Digest::of(&bytes));
-    Ok(host.load(name, &artifact)?)
+/// A module's native code, by the compiler program as it was built for tests: the code does not depend on how its
+/// compiler was built.
+fn artifact(name: &str) -> Result<Artifact> {
+    let target = target_dir()?;
+    let modules =
+        std::env::var_os("TIDEGATE_MODULES_DIR").map_or_else(|| target.join("modules"), PathBuf::from);
+    let component = modules.join(format!("{name}.wasm"));
+    let built = |path: &Path, how: &str| {
+        let missing = || format!("{} is not built: run `{how}`", path.display());
+        if path.is_file() { Ok(()) } else { Err(missing()) }
+    };
+    let compiler = target.join("debug/tidegate-module-compiler");
+    built(&component, "cargo xtask modules")?;
+    built(&compiler, "cargo build -p tidegate-module-compiler")?;
+    let out = std::env::temp_dir().join(format!("bench-udf-{}-{name}.cwasm", std::process::id()));
+    let mut compile = Command::new(&compiler);
+    compile.arg("--any-world").arg("--in").arg(&component).arg("--out").arg(&out);
+    let done = compile.output()?;
+    let code = std::fs::read(&out);
+    // It may not be there, and is of no use once read.
+    let _ = std::fs::remove_file(&out);
+    if !done.status.success() {
+        return Err(String::from_utf8_lossy(&done.stderr).into());
+    }
+    Ok(Artifact::open(code?, Digest::of(&std::fs::read(&component)?))?)
 }
 
 fn schema() -> Result<Arc<StreamSchema>> {
@@ -88,7 +104,8 @@ type Measure<'a> = (&'static str, Box<dyn FnMut() -> Result<f64> + 'a>);
 
 fn run(json: bool) -> Result<bool> {
     let host = Host::new(HostConfig::default())?;
-    let (threshold, stats) = (module(&host, "threshold")?, module(&host, "stats")?);
+    let threshold = host.load("threshold", &artifact("threshold")?)?;
+    let stats = host.load("stats", &artifact("stats")?)?;
     let (input, limits) = (schema()?, Limits::default());
     let filter_config = r#"{"column":"temperature","above":50.0}"#;
     let stats_config = r#"{"columns":["temperature"]}"#;
@@ -96,7 +113,7 @@ fn run(json: bool) -> Result<bool> {
     let aggregate = || AggregateInstance::new(&stats, stats_config, &input, &limits);
     let (small, large) = (batch(1_024)?, batch(16_384)?);
     let group: Vec<u32> = (0..16_384).map(|i| i % GROUPS).collect();
-    let rows_component = component("bench-rows")?;
+    let rows = artifact("bench-rows")?;
 
     let cells: Vec<[Cell<'_>; 3]> = (0..16_384)
         .map(|i| {
@@ -112,8 +129,7 @@ fn run(json: bool) -> Result<bool> {
 
     let (mut f1, mut f2) = (filter()?, filter()?);
     let (mut a1, mut a2) = (aggregate()?, aggregate()?);
-    let (mut r1, mut r2) =
-        (RowsInstance::new(&host, &rows_component)?, RowsInstance::new(&host, &rows_component)?);
+    let (mut r1, mut r2) = (RowsInstance::new(&host, &rows)?, RowsInstance::new(&host, &rows)?);
     check(&mut f1, &mut r1, &large, &events)?;
     let (small, large, events, group) = (&small, &large, &events, &group);
 
@@ -166,8 +182,12 @@ fn check(
     events: &[Event<'_>],
 ) -> Result<()> {
     let (a, b) = (columns.keep(batch)?, rows.keep(events)?);
-    ensure!(b.iter().enumerate().all(|(i, keep)| a.get(i) == *keep), "columns and rows differ");
-    ensure!(native(batch) == a.0, "module and native code differ");
+    if !b.iter().enumerate().all(|(i, keep)| a.get(i) == *keep) {
+        return Err("columns and rows differ".into());
+    }
+    if native(batch) != a.0 {
+        return Err("module and native code differ".into());
+    }
     Ok(())
 }
 
