@@ -42,6 +42,10 @@ impl Api {
         self.send(self.client.post(self.url(path)).json(body)).await
     }
 
+    pub(crate) async fn put(&self, path: &str, body: Vec<u8>) -> anyhow::Result<Value> {
+        self.send(self.client.put(self.url(path)).body(body)).await
+    }
+
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.base)
     }

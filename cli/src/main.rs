@@ -6,6 +6,7 @@
 
 mod api;
 mod central;
+mod module;
 mod output;
 mod pki;
 mod replay;
@@ -44,6 +45,9 @@ enum Noun {
     /// Events that no stream could take, with the reason
     #[command(subcommand)]
     DeadLetters(central::dead_letters::DeadLetters),
+    /// Modules: make, build, check, push
+    #[command(subcommand)]
+    Module(module::Module),
     /// Certificates: an authority, its gateways and central
     #[command(subcommand)]
     Pki(pki::Pki),
@@ -80,6 +84,7 @@ async fn run(noun: Noun, out: &Output) -> anyhow::Result<Verdict> {
         Noun::Gateway(verb) => verb.run(out).await,
         Noun::Alerts(verb) => verb.run(out).await,
         Noun::DeadLetters(verb) => verb.run(out).await,
+        Noun::Module(verb) => verb.run(out).await,
         Noun::Pki(verb) => verb.run(out),
         Noun::Replay(verb) => verb.run(out).await,
     }
