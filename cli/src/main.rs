@@ -5,6 +5,7 @@
 //! object, the last line of stdout; everything meant for eyes only goes to stderr then.
 
 mod api;
+mod buffer;
 mod central;
 mod module;
 mod output;
@@ -48,6 +49,9 @@ enum Noun {
     /// Modules: make, build, check, push
     #[command(subcommand)]
     Module(module::Module),
+    /// A gateway's data folder, looked at from outside
+    #[command(subcommand)]
+    Buffer(buffer::Buffer),
     /// Certificates: an authority, its gateways and central
     #[command(subcommand)]
     Pki(pki::Pki),
@@ -85,6 +89,7 @@ async fn run(noun: Noun, out: &Output) -> anyhow::Result<Verdict> {
         Noun::Alerts(verb) => verb.run(out).await,
         Noun::DeadLetters(verb) => verb.run(out).await,
         Noun::Module(verb) => verb.run(out).await,
+        Noun::Buffer(verb) => verb.run(out),
         Noun::Pki(verb) => verb.run(out),
         Noun::Replay(verb) => verb.run(out).await,
     }
