@@ -5,7 +5,8 @@
 //! sync.
 
 use crate::{
-    LaneHandle, config::Stream, ingest::Door, lanes::Command, metrics::ForwardMetrics, output::Snapshot,
+    LaneHandle, config::Stream, index::Index, ingest::Door, lanes::Command, metrics::ForwardMetrics,
+    output::Snapshot,
 };
 use axum::{
     Json, Router,
