@@ -273,11 +273,10 @@ async fn each_row_is_there_once_whatever_is_killed() {
                 put(&log, *partition, vec![record]).await;
             }
             // Somewhere in the middle of the round's inserts.
-            if step == 7 + round % 5 && round % 3 != 2 {
-                if let Some(pid) = server_pid(dir.path()) {
-                    let killed = Command::new("kill").args(["-9", &pid]).status().expect("kill is there");
-                    assert!(killed.success() || life.clickhouse.url().is_none(), "pid {pid}");
-                }
+            let now = step == 7 + round % 5 && round % 3 != 2;
+            if let Some(pid) = now.then(|| server_pid(dir.path())).flatten() {
+                let killed = Command::new("kill").args(["-9", &pid]).status().expect("kill is there");
+                assert!(killed.success() || life.clickhouse.url().is_none(), "pid {pid}");
             }
         }
         if round % 3 == 2 {

@@ -75,6 +75,16 @@ impl Workspace {
     pub(crate) fn cargo(&self, args: &[&str]) -> Command {
         let mut command = Command::new("cargo");
         command.current_dir(&self.root).args(args);
+        // Cargo tells xtask about xtask's own package; build scripts that look at these variables would run again
+        // each time one builds with and without xtask.
+        for (name, _) in std::env::vars_os() {
+            let own = name
+                .to_str()
+                .is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_"));
+            if own {
+                command.env_remove(name);
+            }
+        }
         command
     }
 }

@@ -63,6 +63,19 @@ fn missing_and_null_are_null() {
 }
 
 #[test]
+fn the_last_bit_of_a_number_is_kept() {
+    for (text, value) in
+        [("92.27798059999999", 92.27798059999999), ("63.441121100000004", 63.441121100000004)]
+    {
+        let d = decode(format!(r#"{{"ts":1,"temperature":{text}}}"#).as_bytes());
+        assert_eq!(
+            d.chunks[0].batch.column("temperature").unwrap().as_primitive::<Float64Type>().value(0),
+            value
+        );
+    }
+}
+
+#[test]
 fn a_list_is_one_element_each() {
     let d = decode(br#"[{"ts":1,"temperature":1.5},{"ts":2,"temperature":"x"},7,{"ts":3}]"#);
     assert_eq!((d.elements, d.chunks[0].batch.rows(), d.dead_letters.len()), (4, 2, 2));
