@@ -32,15 +32,30 @@ pub fn options() -> Options {
     Options { streams: stream(&["floor", "api"]), ..Options::default() }
 }
 
-/// `count` payloads from index `from`, one second apart, `value` = index; `padding` bytes of text in each.
+/// `count` payloads from index `from`, one second apart, `value` = index; `padding` bytes of text in each that
+/// no compression makes much smaller.
 pub fn payloads(from: usize, count: usize, padding: usize) -> Arc<[Vec<u8>]> {
-    let note = "n".repeat(padding);
     (from..from + count)
         .map(|index| {
+            let note = noise(index as u64, padding);
             let seconds = START_S + i64::try_from(index).unwrap_or(0);
             format!(r#"{{"ts":{seconds},"value":{index},"note":"{note}"}}"#).into_bytes()
         })
         .collect()
+}
+
+/// Letters and digits without a pattern (the generator is splitmix64), the same for the same seed.
+fn noise(seed: u64, length: usize) -> String {
+    const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/";
+    let mut state = seed.wrapping_mul(0xd134_2543_de82_ef95);
+    let next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        char::from(LETTERS[((z ^ (z >> 31)) % 64) as usize])
+    };
+    std::iter::repeat_with(next).take(length).collect()
 }
 
 /// A device that sends payloads as fast as it may.

@@ -24,7 +24,7 @@ fn dead_letters() -> Vec<(&'static str, String)> {
         ("json", r#"{"ts":1735689600,"value":1"#.to_owned()),
         ("json", String::new()),
         ("shape", "17".to_owned()),
-        ("depth", format!(r#"{{"ts":1735689600,"value":{deep}}}"#)),
+        ("depth", format!(r#"{{"ts":1735689600,"value":1,"more":{deep}}}"#)),
         ("number", r#"{"ts":1735689600,"value":1e400}"#.to_owned()),
         ("column", r#"{"ts":1735689600,"value":"warm"}"#.to_owned()),
         ("time", r#"{"value":1}"#.to_owned()),

@@ -89,8 +89,9 @@ pub enum Instances {
 /// Makes a fresh instance, or says why not.
 pub type Make<T> = Box<dyn Fn() -> Result<Box<T>, String>>;
 
-/// How many failing calls one batch may cost: less than what the host would spend, since siblings in the lane wait.
-const BUDGET: Budget = Budget { failures: 256, timeouts: 4 };
+/// How many failing calls one batch may cost: less than what the host would spend, since siblings in the lane wait, and
+/// enough calls into the time limit to find one row that spins in the largest batch (14 halvings).
+const BUDGET: Budget = Budget { failures: 256, timeouts: 16 };
 
 /// A module's instance with what is known of its health.
 pub(super) struct Guard<T: ?Sized> {
