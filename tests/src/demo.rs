@@ -109,6 +109,7 @@ impl Run {
         ));
         let deadline = Instant::now() + SEND;
         let mut kills = usize::from(!settings.kills) * 2;
+        let mut show_at = Instant::now();
         while !devices.is_empty() {
             let acknowledged = self.progress.acknowledged();
             if kills == 0 && acknowledged * 3 >= total {
@@ -118,7 +119,10 @@ impl Run {
                 self.kill_central().await?;
                 kills = 2;
             }
-            self.show_progress(total).await;
+            if Instant::now() >= show_at {
+                self.show_progress(total).await;
+                show_at = Instant::now() + PROGRESS_EVERY;
+            }
             let _ = tokio::time::timeout(PROGRESS_EVERY, devices.join_next()).await;
             if Instant::now() > deadline {
                 bail!("not everything is acknowledged after {SEND:?}\n{}", self.plant.logs());

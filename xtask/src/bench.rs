@@ -23,7 +23,7 @@ pub(crate) fn bench(args: &[String]) -> anyhow::Result<()> {
     setup::all()?;
     build::programs()?;
     build::modules()?;
-    if target.package == "tidegate-tests" {
+    if ["tidegate-tests", "tidegate-central"].contains(&target.package.as_str()) {
         // Whole programs are measured as they are shipped, and the gateway's size as it goes onto a device.
         build::release_programs()?;
     }
