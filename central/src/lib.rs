@@ -76,6 +76,18 @@ pub enum StartError {
     /// There is no program to start as the embedded server.
     #[error("the embedded clickhouse server: {} is not there; name it with clickhouse.program", .0.display())]
     NoProgram(PathBuf),
+    /// The engine's library is not where the configuration says.
+    #[error(
+        "the embedded clickhouse server: the engine's library {}: {why}; `cargo xtask setup` fetches libchdb.so into \
+         ~/.cache/tidegate: copy it to this path, or name another with clickhouse.library",
+        path.display()
+    )]
+    NoLibrary {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it cannot be read.
+        why: io::Error,
+    },
     /// Mistakes in the rule files, all of them.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Rules(Vec<RuleFileError>),
@@ -208,6 +220,9 @@ fn start_clickhouse(base: &Base, tasks: &mut Tasks) -> Result<ClickHouse, StartE
     };
     if base.config.roles.sink && !options.program.is_file() {
         return Err(StartError::NoProgram(options.program));
+    }
+    if let Some(path) = options.library.as_ref().filter(|_| base.config.roles.sink) {
+        std::fs::File::open(path).map_err(|why| StartError::NoLibrary { path: path.clone(), why })?;
     }
     let server = Embedded::prepare(options, &*base.random)?;
     let account = Account {

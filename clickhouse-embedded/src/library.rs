@@ -17,7 +17,7 @@ pub(crate) fn find(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
         Some(path) if path.is_file() => Ok(path),
         other => anyhow::bail!(
             "the engine's library libchdb.so is not set up (looked at {}): run `cargo xtask setup`, or name it with \
-             --library or TIDEGATE_LIBCHDB",
+             --library, TIDEGATE_LIBCHDB, or clickhouse.library in central.toml",
             other
                 .as_deref()
                 .unwrap_or(Path::new(

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use link::pki::{self, Role, Validity};
 use tidegate_tests::plant::Plant;
 use tidegate_tests::program::{self, Program};
@@ -106,7 +106,22 @@ fn a_folder_that_is_a_file_is_said() -> anyhow::Result<()> {
     let mut plant = Plant::prepare(&simple::options())?;
     std::fs::write(plant.path("gateway-data"), "a file")?;
     plant.start_gateway()?;
-    expect_end_that_names(&mut plant, "gateway-data")
+    expect_end_that_says(plant.gateway.as_mut(), &["gateway-data"])
+}
+
+#[test]
+fn an_engine_that_is_not_there_is_said_with_what_to_do() -> anyhow::Result<()> {
+    let mut plant = Plant::prepare(&simple::options())?;
+    let config = plant.path("central.toml");
+    let text = std::fs::read_to_string(&config)?;
+    let named = text.replace("embedded = true", "embedded = true\nlibrary = \"engine/libchdb.so\"");
+    ensure!(named != text, "the plant's central has another ClickHouse");
+    std::fs::write(&config, named)?;
+    let out = check("tidegate-central", &config)?;
+    ensure!(out.status.success(), "--check needs the engine: {}", said(&out));
+    plant.start_central()?;
+    let needles = ["engine/libchdb.so", "cargo xtask setup", "clickhouse.library"];
+    expect_end_that_says(plant.central.as_mut(), &needles)
 }
 
 #[test]
@@ -120,13 +135,16 @@ fn a_folder_that_cannot_be_read_is_said() -> anyhow::Result<()> {
     std::fs::create_dir(&folder)?;
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o000))?;
     plant.start_gateway()?;
-    expect_end_that_names(&mut plant, "gateway-data")
+    expect_end_that_says(plant.gateway.as_mut(), &["gateway-data"])
 }
 
-fn expect_end_that_names(plant: &mut Plant, needle: &str) -> anyhow::Result<()> {
-    let gateway = plant.gateway.as_mut().expect("it was started");
-    let status = gateway.wait(Duration::from_secs(30))?;
-    ensure!(!status.success(), "the gateway ran");
-    ensure!(gateway.log().contains(needle), "it does not name {needle}:\n{}", gateway.log());
+fn expect_end_that_says(program: Option<&mut Program>, needles: &[&str]) -> anyhow::Result<()> {
+    let program = program.context("it was not started")?;
+    let status = program.wait(Duration::from_secs(30))?;
+    let said = program.log();
+    ensure!(!status.success(), "it ran:\n{said}");
+    for needle in needles {
+        ensure!(said.contains(needle), "it does not say {needle}:\n{said}");
+    }
     Ok(())
 }
