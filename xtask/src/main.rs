@@ -21,8 +21,8 @@ usage: cargo xtask COMMAND
   demo [--json] [--keep]      the main job on real data, with crashes in the middle
   chaos [--rounds N] [--seed S] [--json]
                               SIGKILL at random moments under load, then compare every row
-  crash-sim [--seeds N] [--seed S]
-                              the journal on a simulated disk that crashes
+  crash-sim [--seeds N] [--seed S] [--steps N] [--json]
+                              the journal on a simulated disk that crashes; --seed alone repeats one run
   bench NAME [--json]         one benchmark; without NAME the list of them
   release-gateway             the gateway as it goes onto a device: small and stripped";
 

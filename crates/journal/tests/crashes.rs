@@ -11,7 +11,7 @@ fn the_log_is_what_its_model_is_whatever_the_disk_does() {
     let seeds = std::env::var("JOURNAL_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(600u64).max(500);
     for seed in 0..seeds {
         let counts = catch_unwind(AssertUnwindSafe(|| model::run(seed, 150))).unwrap_or_else(|_| {
-            panic!("seed {seed}: cargo run -p journal --example crash-sim -- --first {seed} --seeds 1")
+            panic!("seed {seed}: cargo run -p journal --example crash-sim -- --seed {seed}")
         });
         sum.crashes += counts.crashes;
         sum.kills += counts.kills;
