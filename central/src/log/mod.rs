@@ -2,8 +2,8 @@
 //!
 //! A log has partitions; a gateway belongs to one of them ([`partition_of`]). A record is one block of one stream. The
 //! link role commits records **and** the progress of their streams in one atomic step; the sink role reads records by
-//! offset and commits its own position together with a line of metadata (its intent). There are two implementations of
-//! [`Log`]: [`embedded`], made of the same segment log as the gateway's buffer, and Kafka.
+//! offset and commits its own position together with a line of metadata (its intent). The one implementation of
+//! [`Log`] is [`embedded`], made of the same segment log as the gateway's buffer; Kafka fits behind the trait, but is not there.
 //!
 //! Invariants:
 //! - after `commit_group` returned `Ok`, records and progress survive a power cut; after an error the caller knows
@@ -65,7 +65,7 @@ pub enum ContentType {
 }
 
 impl ContentType {
-    /// The media type, as it stands in a Kafka record's header.
+    /// The media type.
     pub const fn media_type(self) -> &'static str {
         match self {
             Self::ArrowStream => "application/vnd.apache.arrow.stream",
@@ -223,8 +223,7 @@ pub trait Log: Send + Sync + 'static {
         progress: Vec<ProgressRecord>,
     ) -> Result<Offset, CommitError>;
 
-    /// The committed progress of every gateway and stream of a partition, one record a key. With Kafka, this makes the
-    /// caller the owner of the partition.
+    /// The committed progress of every gateway and stream of a partition, one record a key.
     async fn load_progress(&self, partition: Partition) -> Result<Vec<ProgressRecord>, ReadError>;
 
     /// Committed records from an offset on: at least one where there is one, then as many as fit in `bytes_max`. Empty at the tail.

@@ -1,5 +1,5 @@
 //! What is stored beside the data, per gateway and stream: how far it is stored, what the gateway counted, what was
-//! refused. The newest record of a key replaces the older (a compacted topic, with Kafka).
+//! refused. The newest record of a key replaces the older.
 
 use super::codec::{CodecError, Reader, Writer};
 use crate::limits::{LOSS_ENTRIES_MAX, REASON_BYTES_MAX};

@@ -1,4 +1,4 @@
-//! The log without Kafka: the gateway's segment log, one per partition, and a small one for offsets.
+//! The log in this process's own folder: the gateway's segment log, one per partition, and a small one for offsets.
 //!
 //! ```text
 //! log.id                 identity and number of partitions; written first, never changed
