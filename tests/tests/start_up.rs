@@ -1,5 +1,6 @@
 //! What keeps a program from starting is said, at once and in whole; what is shipped in `deploy/` starts.
 
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -126,16 +127,38 @@ fn an_engine_that_is_not_there_is_said_with_what_to_do() -> anyhow::Result<()> {
 
 #[test]
 fn a_folder_that_cannot_be_read_is_said() -> anyhow::Result<()> {
-    if rustix::process::geteuid().is_root() {
-        // Nothing is unreadable for root; the case above is the same path of the program.
-        return Ok(());
-    }
     let mut plant = Plant::prepare(&simple::options())?;
     let folder = plant.path("gateway-data");
     std::fs::create_dir(&folder)?;
-    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o000))?;
-    plant.start_gateway()?;
-    expect_end_that_says(plant.gateway.as_mut(), &["gateway-data"])
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o000))?;
+    if rustix::process::geteuid().is_root() {
+        plant.gateway = Some(start_gateway_that_obeys_modes(&plant)?);
+    } else {
+        plant.start_gateway()?;
+    }
+    let end = expect_end_that_says(plant.gateway.as_mut(), &["gateway-data", "Permission denied"]);
+    // Or else nobody but root could remove it.
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
+    end
+}
+
+/// The gateway as root, but without the capabilities that make root pass by the modes of files.
+fn start_gateway_that_obeys_modes(plant: &Plant) -> anyhow::Result<Program> {
+    const WITHOUT: &str = "-dac_override,-dac_read_search";
+    let setpriv = program::of_system(&["setpriv"])?;
+    let gateway = program::ours("tidegate-gateway")?.display().to_string();
+    let config = plant.path("gateway.toml").display().to_string();
+    let args = [
+        "--bounding-set",
+        WITHOUT,
+        "--inh-caps",
+        WITHOUT,
+        "--",
+        gateway.as_str(),
+        "--config",
+        config.as_str(),
+    ];
+    Program::start("gateway that obeys modes", &setpriv, &args, &plant.path("gateway.log"))
 }
 
 fn expect_end_that_says(program: Option<&mut Program>, needles: &[&str]) -> anyhow::Result<()> {
