@@ -246,16 +246,18 @@ impl Check {
         let _ = fs::remove_file(&artifact);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         let fine = said.status.success();
-        let (world, why) = (text(&said.stdout), text(&said.stderr));
+        let (found, why) = (text(&said.stdout), text(&said.stderr));
+        let (world, sizes) = found.split_once(": ").unwrap_or((&found, ""));
         let value = json!({
             "file": self.file,
             "fine": fine,
             "world": if fine { json!(world) } else { Value::Null },
+            "sizes": if fine { json!(sizes) } else { Value::Null },
             "error": if fine { Value::Null } else { json!(why) },
         });
         out.show(&value, |_| {
             let file = self.file.display();
-            if fine { format!("{file}: fine, {world}") } else { format!("{file}: {why}") }
+            if fine { format!("{file}: fine, {found}") } else { format!("{file}: {why}") }
         });
         Ok(Verdict::fine_if(fine))
     }

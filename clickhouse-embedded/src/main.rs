@@ -83,7 +83,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    daemon::log::init(daemon::log::Format::default(), daemon::log::Level::default());
     match run(flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -23,6 +23,8 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 pub const IDEMPOTENCY_KEYS_MAX: usize = 100_000;
 /// How long an `Idempotency-Key` is remembered.
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// How long a request waits for its events to be durable; then the answer is that this is open.
+pub const HTTP_DURABLE_WAIT: Duration = Duration::from_secs(10);
 /// What a caller is told to wait when the buffer is full.
 pub const RETRY_AFTER: Duration = Duration::from_secs(2);
 

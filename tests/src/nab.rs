@@ -1,5 +1,7 @@
 //! The real input: a machine's temperature until it failed (see `tests/data/nab/README.md`).
 
+use std::path::{Path, PathBuf};
+
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{PrimitiveDateTime, UtcDateTime};
@@ -8,6 +10,11 @@ const CSV: &str = include_str!("../data/nab/machine_temperature_system_failure.c
 const WINDOWS: &str = include_str!("../data/nab/windows.json");
 const FORMAT: &[BorrowedFormatItem<'static>] =
     format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+
+/// The file.
+pub fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/nab/machine_temperature_system_failure.csv")
+}
 
 /// One line of the file.
 #[derive(Debug, Clone, PartialEq)]

@@ -37,7 +37,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rcgen", &["link"]),
     ("x509-parser", &["link"]),
     ("prometheus", &["daemon"]),
-    ("tracing-subscriber", &["daemon", "tidegate-clickhouse"]),
+    ("tracing-subscriber", &["daemon"]),
     ("clickhouse", &["tidegate-central"]),
     ("libloading", &["tidegate-clickhouse"]),
     ("rumqttc", &["tidegate-gateway", "tidegate"]),

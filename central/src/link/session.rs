@@ -47,13 +47,15 @@ impl Sessions {
         Self { parts, committers, revoked, next: AtomicU64::new(1) }
     }
 
-    /// The first message, checked: who is it, and is it who it says?
-    async fn greet(&self, peer: &Peer, inbound: &mut Inbound) -> Result<Hello, Goodbye> {
+    /// The first message, checked: who is it, and is it who it says? None for a caller that left without a word, as a
+    /// gateway does that connects anew because it has learned of another stream.
+    async fn greet(&self, peer: &Peer, inbound: &mut Inbound) -> Result<Option<Hello>, Goodbye> {
         let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.next()).await;
         let hello = match first {
             Ok(Ok(Some(ToCentral::Hello(hello)))) => hello,
             Ok(Ok(Some(_))) => return Err(Goodbye::Protocol("the first message must be Hello".into())),
-            Ok(Ok(None)) | Err(_) => return Err(Goodbye::Protocol("no Hello came".into())),
+            Ok(Ok(None)) => return Ok(None),
+            Err(_) => return Err(Goodbye::Protocol("no Hello came".into())),
             Ok(Err(e)) => return Err(Goodbye::Protocol(format!("Hello: {e}"))),
         };
         if hello.gateway.as_str() != peer.name {
@@ -68,12 +70,13 @@ impl Sessions {
                 hello.protocol
             )));
         }
-        Ok(hello)
+        Ok(Some(hello))
     }
 
     async fn serve(&self, peer: Peer, mut inbound: Inbound, outbound: Outbound, stop: CancellationToken) {
         let hello = match self.greet(&peer, &mut inbound).await {
-            Ok(hello) => hello,
+            Ok(Some(hello)) => hello,
+            Ok(None) => return,
             Err(goodbye) => {
                 let (reason, detail) = match &goodbye {
                     Goodbye::OtherName(m) => (Refusal::OtherName, m.clone()),

@@ -196,7 +196,11 @@ impl LaneDriver {
                     self.status.send_replace(LaneStatus { position: to, ..LaneStatus::default() });
                 }
                 Event::Doubted(reason) => {
-                    tracing::warn!(partition, reason, "the sink tries again");
+                    // Once per reason; that the embedded server is down is said where it is watched.
+                    let known = self.status.borrow().failure.as_ref() == Some(&reason);
+                    if !known && self.store.is_running() {
+                        tracing::warn!(partition, reason, "the sink tries again");
+                    }
                     self.status.send_modify(|s| s.failure = Some(reason));
                 }
                 Event::Renamed(intent) => {

@@ -37,6 +37,11 @@ impl Store {
         Self { clickhouse, tables, metrics }
     }
 
+    /// Whether there is a server at the moment.
+    pub fn is_running(&self) -> bool {
+        self.clickhouse.url().is_some()
+    }
+
     /// Inserts records under the intent's tokens, the tables side by side; one answer a table.
     pub async fn insert(
         &self,

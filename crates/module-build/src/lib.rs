@@ -14,7 +14,7 @@ pub use toolchain::{TARGET, Toolchain};
 use std::{
     io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
@@ -129,18 +129,30 @@ pub fn componentize(core: &[u8]) -> Result<Vec<u8>, String> {
 /// Name and version in a crate's manifest, as cargo reads it.
 fn package(dir: &Path) -> Result<(String, String), BuildError> {
     let bad = |why: String| BuildError::NotAGuest { dir: dir.into(), why };
-    let mut cargo = Command::new("cargo");
-    cargo.args(["pkgid", "--offline"]).current_dir(dir);
-    toolchain::forget_caller(&mut cargo);
     if !dir.join("Cargo.toml").is_file() {
         return Err(bad("it has no Cargo.toml".into()));
     }
-    let out = cargo.output().map_err(io("running cargo pkgid"))?;
-    let said = String::from_utf8_lossy(&out.stdout).trim().to_string();
+    let mut out = cargo(dir, &["pkgid", "--offline"])?;
+    if !out.status.success() {
+        // A new crate has no lock file yet, and without one cargo names no package.
+        let locked = cargo(dir, &["generate-lockfile"])?;
+        if !locked.status.success() {
+            return Err(bad(String::from_utf8_lossy(&locked.stderr).trim().to_string()));
+        }
+        out = cargo(dir, &["pkgid", "--offline"])?;
+    }
     if !out.status.success() {
         return Err(bad(String::from_utf8_lossy(&out.stderr).trim().to_string()));
     }
+    let said = String::from_utf8_lossy(&out.stdout).trim().to_string();
     parse_pkgid(&said).ok_or_else(|| bad(format!("cargo calls it {said:?}")))
+}
+
+fn cargo(dir: &Path, args: &[&str]) -> Result<Output, BuildError> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(args).current_dir(dir);
+    toolchain::forget_caller(&mut cargo);
+    cargo.output().map_err(io(format!("running cargo {}", args[0])))
 }
 
 /// `path+file:///a/dir#name@1.2.3`, or `path+file:///a/name#1.2.3` where folder and package share the name.

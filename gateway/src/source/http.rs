@@ -12,7 +12,8 @@ use crate::config::HttpSource;
 use crate::decode::split_body;
 use crate::ingest::{Door, Intake, Taken, route::LaneIndex};
 use crate::limits::{
-    EVENT_PAYLOAD_BYTES_MAX, HTTP_BODY_BYTES_MAX, HTTP_EVENTS_MAX, IDEMPOTENCY_KEY_BYTES_MAX, RETRY_AFTER,
+    EVENT_PAYLOAD_BYTES_MAX, HTTP_BODY_BYTES_MAX, HTTP_DURABLE_WAIT, HTTP_EVENTS_MAX,
+    IDEMPOTENCY_KEY_BYTES_MAX, RETRY_AFTER,
 };
 use axum::{
     Json, Router,
@@ -80,7 +81,7 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let body = Json(json!({ "error": self.1 }));
-        if self.0 == StatusCode::TOO_MANY_REQUESTS {
+        if matches!(self.0, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let seconds = RETRY_AFTER.as_secs().to_string();
             return (self.0, [(header::RETRY_AFTER, seconds)], body).into_response();
         }
@@ -130,9 +131,12 @@ impl Front {
         fill(&mut intake, lane, key.unwrap_or(0), stream, device, &body)?;
         let accepted = intake.events();
         let mut durable = self.door.watch();
-        let (ticket, repeated) = self.push(&mut intake, key, &mut durable).await?;
-        durable.wait_for(|round| *round >= ticket.0).await.map_err(|_| gone())?;
-        Ok((accepted, repeated))
+        let stored = async {
+            let (ticket, repeated) = self.push(&mut intake, key, &mut durable).await?;
+            durable.wait_for(|round| *round >= ticket.0).await.map_err(|_| gone())?;
+            Ok((accepted, repeated))
+        };
+        tokio::time::timeout(HTTP_DURABLE_WAIT, stored).await.unwrap_or_else(|_| Err(stuck()))
     }
 
     /// Pushes, waiting while the round is full; a full buffer is the caller's to wait for.
@@ -159,6 +163,15 @@ impl Front {
             }
         }
     }
+}
+
+fn stuck() -> Refusal {
+    Refusal(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "the disk takes nothing at the moment: whether this request will be stored is open; repeat it with its \
+         Idempotency-Key"
+            .into(),
+    )
 }
 
 fn gone() -> Refusal {

@@ -1,0 +1,68 @@
+//! A stream held back by its module delays nobody else: neither its own acknowledgements nor another lane's rows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tidegate_tests::mqtt_load::Progress;
+use tidegate_tests::plant::{Options, Plant};
+use tidegate_tests::simple::{self, STREAM};
+use tidegate_tests::wait;
+use tokio_util::sync::CancellationToken;
+
+const EVENTS: usize = 500;
+/// This value traps.
+const POISON: f64 = 100.0;
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A healthy stream, and one whose module fails and is to be waited for, or not.
+fn options(on_failure: &str) -> Options {
+    let mut streams = simple::stream(&["floor"]);
+    streams.push_str(&format!(
+        r#"
+[stream.sick]
+from = ["floor"]
+topics = ["sick/+/data"]
+decode = {{ format = "json", time = "ts", device = {{ topic-level = 2 }} }}
+columns = {{ value = "float64" }}
+
+[stream.sick-checked]
+from = ["sick"]
+module = "misbehave@0.1.0"
+with = {{ mode = "trap", column = "value", equals = {POISON:?} }}
+on-module-failure = "{on_failure}"
+"#
+    ));
+    Options { streams, modules: vec!["misbehave"], ..Options::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_lane_delays_neither_acknowledgements_nor_other_lanes() -> anyhow::Result<()> {
+    let mut plant = Plant::start(&options("hold")).await?;
+    let mut sick = simple::device("press", simple::payloads(0, EVENTS, 0));
+    sick.topic = "sick/press/data".to_owned();
+    let sending = sick.run(plant.mqtt, Arc::new(Progress::default()), CancellationToken::new());
+    tokio::time::timeout(DEADLINE, sending).await.context("the held stream's events are not acknowledged")?;
+    let held = async || {
+        let metrics = plant.gateway_metrics().await.ok()?;
+        (metrics.sum("tidegate_lane_backlog_frames", &[("lane", "sick")]) > 0.0).then_some(())
+    };
+    wait::until("the lane is held", DEADLINE, held).await.with_context(|| plant.logs())?;
+
+    // The other lane, from acknowledgement to row, while the first one waits.
+    simple::send(&plant, "pump", simple::payloads(0, EVENTS, 0)).await?;
+    plant.rows(STREAM, EVENTS as u64, DEADLINE).await?;
+    held().await.context("the lane was not held all the while")?;
+
+    // Somebody decides that a bad row is a dead letter: what was held arrives.
+    plant.kill_gateway();
+    plant.configure_gateway(&options("dead-letter"))?;
+    plant.start_gateway()?;
+    plant.gateway_ready().await?;
+    plant.rows("sick", EVENTS as u64, DEADLINE).await?;
+    plant.rows("sick-checked", EVENTS as u64 - 1, DEADLINE).await?;
+    plant.rows("dead_letters", 1, DEADLINE).await?;
+    let audit = plant.api.audit().await?;
+    ensure!(audit["lost"] == 0 && audit["duplicated"] == 0, "{audit}");
+    Ok(())
+}
