@@ -298,7 +298,7 @@ impl Intake {
         }
         if p.qos > 0 {
             let hash = publish_hash(p.topic, payload);
-            if p.dup && self.is_repeat(p, hash) {
+            if p.dup && self.is_repeat(p, hash, &lanes) {
                 self.counters.repeats.inc();
                 return Taken::Repeat;
             }
@@ -318,13 +318,15 @@ impl Intake {
 
     /// Whether a publish with DUP repeats one that was stored, or one that stands in this scratch: that one is not
     /// acknowledged, so that its packet id can stand for nothing else.
-    fn is_repeat(&self, p: &Publish<'_>, hash: u64) -> bool {
+    fn is_repeat(&self, p: &Publish<'_>, hash: u64, lanes: &[LaneIndex]) -> bool {
         let mine = Note::Publish { session: p.session, packet_id: p.packet_id, hash };
         if self.notes.iter().rev().take(SCRATCH_SEARCH_MAX).any(|note| *note == mine) {
             return true;
         }
         let durable = *self.door.durable.borrow();
-        self.door.live().is_redelivery(p.session, p.packet_id, hash, self.in_flight, durable)
+        let live = self.door.live();
+        live.is_redelivery(p.session, p.packet_id, hash, self.in_flight, durable)
+            || (self.door.routes.are_timed(lanes) && live.is_same_reading(p.session, p.packet_id, hash))
     }
 
     /// Takes an event of an HTTP request for the named lane.

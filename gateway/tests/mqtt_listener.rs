@@ -32,6 +32,11 @@ bind = "127.0.0.1:0"
 [stream.machine]
 from = ["floor"]
 topics = ["machines/+/telemetry"]
+decode = { format = "json", time = "ts", missing-time = "receive", device = { topic-level = 2 } }
+columns = { temperature = "float64" }
+[stream.timed]
+from = ["floor"]
+topics = ["timed/+/telemetry"]
 decode = { format = "json", time = "ts", device = { topic-level = 2 } }
 columns = { temperature = "float64" }
 "#;
@@ -296,6 +301,36 @@ async fn redelivery_after_a_kill_is_acknowledged_and_not_stored_again() {
     }
     assert_eq!(front.stored(), payloads(1..=206));
     front.wait_metric("tidegate_ingest_repeats_total{source=\"floor\"} 5").await;
+    front.end().await;
+}
+
+/// A session's first publishes are not certain by their packet ids alone, but a reading with its time is the same
+/// reading.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readings_with_their_time_are_recognised_from_the_first_one() {
+    const TIMED: &str = "timed/7/telemetry";
+    let reading = |n: u16| format!("{{\"ts\":{n},\"temperature\":1}}");
+    let dir = tempfile::tempdir().expect("a folder");
+    let front = Front::open(dir.path(), Setup::default()).await;
+    let (mut device, _) = Device::persistent(&front, "dev").await;
+    for n in 1..=5 {
+        device.send(&publish_packet(TIMED, 1, n, &reading(n), false)).await;
+    }
+    front.wait_stored(5).await;
+    drop(device);
+    front.kill().await;
+
+    let front = Front::open(dir.path(), Setup::default()).await;
+    let (mut device, _) = Device::persistent(&front, "dev").await;
+    for n in 1..=6 {
+        device.send(&publish_packet(TIMED, 1, n, &reading(n), true)).await;
+    }
+    // The packet id of an earlier reading, but another time.
+    device.send(&publish_packet(TIMED, 1, 3, &reading(30), true)).await;
+    for n in [1, 2, 3, 4, 5, 6, 3] {
+        device.acknowledged(n).await;
+    }
+    assert_eq!(front.stored(), [1, 2, 3, 4, 5, 6, 30].map(reading));
     front.end().await;
 }
 

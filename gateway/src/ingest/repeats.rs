@@ -146,6 +146,11 @@ impl Memory {
         })
     }
 
+    /// Whether a publish with DUP, whose payload carries the time of its reading, repeats one that was taken.
+    pub(super) fn is_same_reading(&self, session: u64, packet_id: u16, hash: u64) -> bool {
+        PacketId::new(packet_id).is_some_and(|id| self.publishes.resembles(client(session), id, hash))
+    }
+
     /// Whether this session is known and outlives its connections.
     pub(super) fn knows_session(&self, session: u64) -> bool {
         self.publishes.knows(client(session))

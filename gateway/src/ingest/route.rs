@@ -1,6 +1,7 @@
 //! Which root streams an event belongs to: by topic for MQTT, by name for HTTP.
 
 use crate::config::{Config, From};
+use crate::decode::MissingTime;
 use crate::limits::ROUTE_CACHE_MAX;
 use mqtt::TopicFilter;
 use record::{SourceName, StreamName};
@@ -20,16 +21,19 @@ struct Lane {
     stream: StreamName,
     sources: Vec<SourceName>,
     filters: Vec<TopicFilter>,
+    /// Whether every payload carries the time of its reading, or becomes a dead letter.
+    timed: bool,
 }
 
 impl Routes {
     /// The routes of a configuration.
     pub fn new(config: &Config) -> Self {
         let lanes = config.streams.iter().filter_map(|s| match &s.from {
-            From::Sources { sources, topics, .. } => Some(Lane {
+            From::Sources { sources, topics, decode, .. } => Some(Lane {
                 stream: s.name.clone(),
                 sources: sources.clone(),
                 filters: topics.iter().filter_map(|t| TopicFilter::parse(t).ok()).collect(),
+                timed: decode.missing_time == MissingTime::DeadLetter,
             }),
             From::Stream(_) => None,
         });
@@ -66,6 +70,11 @@ impl Routes {
         } else {
             l.stream.as_str() == event.stream
         }
+    }
+
+    /// Whether in all of these lanes payloads carry the time of their reading.
+    pub fn are_timed(&self, lanes: &[LaneIndex]) -> bool {
+        lanes.iter().all(|lane| self.lanes.get(usize::from(*lane)).is_some_and(|l| l.timed))
     }
 
     fn indices(&self, wants: impl Fn(&Lane) -> bool) -> Vec<LaneIndex> {

@@ -36,6 +36,13 @@
 //! once. The first `F` publishes of a session, and those after an interruption, are never certain: their repeats are
 //! stored twice, and a stream's dedup key is what removes these.
 //!
+//! # When payloads carry their time
+//!
+//! The danger is a *new* event that looks like the old one. Where every payload carries the time of its reading, it
+//! would have to be another reading of the same device with the same values at the same time, sent under the same
+//! packet id, and lost on the wire: nobody could tell such rows apart. There [`Window::resembles`] decides, also for the
+//! first publishes of a session.
+//!
 //! # Life of a window
 //!
 //! - [`Window::judge`] reads; [`Window::record`] writes, in the same critical section in which the publishes get

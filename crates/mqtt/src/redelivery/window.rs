@@ -205,6 +205,13 @@ impl Window {
         if certain || record.ticket > durable { Verdict::Repeat(record.ticket) } else { Verdict::Store }
     }
 
+    /// Whether a stored publish of the client has this packet id and hash, certain or not. With DUP that is a repeat
+    /// where an equal hash can only mean an equal event: where payloads carry the time of their reading.
+    pub fn resembles(&self, client: ClientKey, id: PacketId, hash: u64) -> bool {
+        let known = self.clients.get(&client);
+        known.and_then(|known| known.find(id)).is_some_and(|(_, record)| record.hash == hash)
+    }
+
     /// Remembers a run that the journal has taken under `ticket`. At start: runs of the log's frames, with ticket 0.
     pub fn record(&mut self, run: &Run, ticket: Ticket) {
         if !run.matters() {
