@@ -69,6 +69,9 @@ pub(crate) struct Build {
     /// Where the component goes
     #[arg(long, default_value = "target/modules")]
     out: PathBuf,
+    /// Cargo's folder for what it builds, which modules may share; `target` in the module's folder when not given
+    #[arg(long, value_name = "FOLDER")]
+    target_dir: Option<PathBuf>,
 }
 
 /// The verb `check`.
@@ -204,7 +207,7 @@ impl Build {
         let toolchain = Toolchain::find()?;
         let absolute = |p: &Path| std::path::absolute(p).with_context(|| p.display().to_string());
         let options = Options {
-            target_dir: absolute(&self.dir)?.join("target"),
+            target_dir: absolute(&self.target_dir.unwrap_or_else(|| self.dir.join("target")))?,
             out_dir: absolute(&self.out)?,
             locked: self.dir.join("Cargo.lock").is_file(),
         };
