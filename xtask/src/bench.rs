@@ -30,7 +30,6 @@ pub(crate) fn bench(args: &[String]) -> anyhow::Result<()> {
     if name == "footprint" {
         build::release_gateway()?;
     }
-    let mut cargo =
-        workspace.cargo(&["bench", "--quiet", "--package", &target.package, "--bench", name, "--"]);
+    let mut cargo = workspace.cargo(&["bench", "--quiet", "--workspace", "--bench", name, "--"]);
     become_program(cargo.args(rest))
 }
