@@ -7,7 +7,7 @@
 //! | `PUT /v1/modules/{name}/{version}` | validates, stores and (unless `?activate=false`) activates the component in the body |
 //! | `GET /v1/modules/{name}/{version}` | one module |
 //! | `POST /v1/modules/{name}/{version}/activate` | makes a stored version the active one |
-//! | `POST /v1/modules/{name}/rollback` | makes the version before the active one active again |
+//! | `POST /v1/modules/{name}/rollback` | makes the version before the active one active again: the one that was, or the configured one |
 //! | `GET /v1/dead-letters?limit=100` | the newest dead letters |
 //! | `POST /v1/streams/{name}/flush` | closes the stream's open windows, as a recorded step |
 //!
@@ -165,11 +165,7 @@ async fn push(
 ) -> Result<Json<Value>, Refusal> {
     let module = module_ref(&name, &version)?;
     let stored = blocking(&modules, move |m| {
-        let trials = m.trials(&module);
-        let mut stored = m.store.put(&module, &body, trials.first())?;
-        for trial in trials.iter().skip(1) {
-            stored = m.store.put(&module, &body, Some(trial))?;
-        }
+        let stored = m.store.put(&module, &body, &m.trials(&module))?;
         if parameters.activate {
             m.store.activate(&module)?;
             m.changed.send_modify(|n| *n += 1);
@@ -202,7 +198,14 @@ async fn rollback(
 ) -> Result<Json<Value>, Refusal> {
     let asked = name.clone();
     let now = blocking(&modules, move |m| {
-        let now = m.store.rollback(&asked)?;
+        let now = match m.store.rollback(&asked) {
+            // Activated only once: what ran before it is the version that the configuration names.
+            Err(StoreError::NoPrevious(name)) => match m.configured(&asked)? {
+                Some(before) => m.store.activate(&before)?,
+                None => return Err(StoreError::NoPrevious(name).into()),
+            },
+            now => now?,
+        };
         m.changed.send_modify(|n| *n += 1);
         tracing::info!(module = asked, version = now.version, "module rolled back");
         Ok(now)
@@ -212,6 +215,15 @@ async fn rollback(
 }
 
 impl Modules {
+    /// The version of this name that all streams are configured with, if it is one and not the active one.
+    fn configured(&self, name: &str) -> Result<Option<ModuleRef>, StoreError> {
+        let settings = self.config.streams.iter().filter_map(|s| s.module.as_ref());
+        let mut named = settings.map(|s| &s.module).filter(|m| m.name == name);
+        let Some(first) = named.next() else { return Ok(None) };
+        let other = self.store.active(name)?.is_some_and(|active| active != *first);
+        Ok((other && named.all(|named| named == first)).then(|| first.clone()))
+    }
+
     /// The settings of every stream that uses a module of this name on rows whose columns are known from the
     /// configuration: those of a root stream.
     fn trials(&self, module: &ModuleRef) -> Vec<Trial> {

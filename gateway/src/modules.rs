@@ -69,7 +69,7 @@ impl Modules {
             }
             match std::fs::read(path) {
                 Ok(bytes) => {
-                    match self.store.put(module, &bytes, None) {
+                    match self.store.put(module, &bytes, &[]) {
                         Ok(stored) => tracing::info!(%module, digest = %stored.digest, "module stored"),
                         Err(error) => {
                             tracing::error!(%module, path = %path.display(), %error, "the module is refused");

@@ -160,6 +160,9 @@ async fn modules_are_pushed_activated_and_rolled_back_and_stay() -> anyhow::Resu
     };
     ensure!(!active(&verb(&["module", "list"])?, "0.2.0")?, "pushed with --no-activate");
     verb(&["module", "activate", "threshold@0.2.0"])?;
+    verb(&["module", "rollback", "threshold"])?;
+    ensure!(active(&verb(&["module", "list"])?, "0.1.0")?, "rolled back to the configured version");
+    verb(&["module", "activate", "threshold@0.2.0"])?;
     ensure!(active(&verb(&["module", "list"])?, "0.2.0")?, "activated");
     // What is active stays active in the next life.
     plant.kill_gateway();

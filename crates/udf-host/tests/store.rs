@@ -59,7 +59,7 @@ fn files(dir: &Path) -> Vec<String> {
 fn refusal(bytes: &[u8]) -> String {
     let dir = tempfile::tempdir().expect("temporary folder");
     let store = open(dir.path());
-    match store.put(&module("bad@1"), bytes, None) {
+    match store.put(&module("bad@1"), bytes, &[]) {
         Err(StoreError::Refused(why)) => {
             assert_eq!(files(dir.path()), Vec::<String>::new(), "nothing is left behind");
             assert_eq!(store.list().expect("listed"), []);
@@ -134,7 +134,7 @@ fn the_compiler_lives_within_its_means() {
     let store_dir = tempfile::tempdir().expect("temporary folder");
     let starved = CompilerProgram { memory_bytes: 20_000_000, ..compiler() };
     let store = ModuleStore::open(store_dir.path(), host().clone(), starved).expect("opens");
-    let e = store.put(&module("a@1"), &component("threshold"), None).expect_err("no compiler");
+    let e = store.put(&module("a@1"), &component("threshold"), &[]).expect_err("no compiler");
     assert!(matches!(e, StoreError::Compiler(_)), "{e}");
     assert_eq!(files(store_dir.path()), Vec::<String>::new());
 }
@@ -150,11 +150,12 @@ fn modules_and_activations_survive_a_restart() {
             input: schema(),
             limits: limits(),
         };
-        let stored = store.put(&module("threshold@0.1.0"), &threshold, Some(&trial)).expect("stored");
+        let stored =
+            store.put(&module("threshold@0.1.0"), &threshold, std::slice::from_ref(&trial)).expect("stored");
         assert_eq!((stored.world, stored.digest), (World::Filter, Digest::of(&threshold)));
-        store.put(&module("stats@0.1.0"), &stats, None).expect("stored");
-        store.put(&module("threshold@0.1.0"), &threshold, None).expect("the same again is no error");
-        let e = store.put(&module("threshold@0.1.0"), &stats, None).expect_err("a version never changes");
+        store.put(&module("stats@0.1.0"), &stats, &[]).expect("stored");
+        store.put(&module("threshold@0.1.0"), &threshold, &[]).expect("the same again is no error");
+        let e = store.put(&module("threshold@0.1.0"), &stats, &[]).expect_err("a version never changes");
         assert!(matches!(e, StoreError::Exists { .. }), "{e}");
         store.activate(&module("threshold@0.1.0")).expect("activated");
         assert!(matches!(store.activate(&module("threshold@9")), Err(StoreError::Unknown(_))));
@@ -178,7 +179,7 @@ fn rollback_goes_one_version_back() {
     let store = open(dir.path());
     let bytes = component("threshold");
     for version in ["m@1", "m@2"] {
-        store.put(&module(version), &bytes, None).expect("stored");
+        store.put(&module(version), &bytes, &[]).expect("stored");
         store.activate(&module(version)).expect("activated");
         store.activate(&module(version)).expect("again is no change");
     }
@@ -191,7 +192,8 @@ fn a_trial_that_fails_refuses_the_module() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let store = open(dir.path());
     let trial = Trial { config: r#"{"mode":"start-trap"}"#.into(), input: schema(), limits: limits() };
-    let e = store.put(&module("m@1"), &component("misbehave"), Some(&trial)).expect_err("traps");
+    let e =
+        store.put(&module("m@1"), &component("misbehave"), std::slice::from_ref(&trial)).expect_err("traps");
     assert!(matches!(&e, StoreError::Refused(why) if why.contains("trap")), "{e}");
     assert_eq!(files(dir.path()), Vec::<String>::new());
 }
@@ -220,7 +222,7 @@ fn a_flipped_bit_is_found_before_the_code_is_loaded() {
 fn damaged_native_code_is_compiled_again_and_a_damaged_component_is_named() {
     let dir = tempfile::tempdir().expect("temporary folder");
     let bytes = component("threshold");
-    open(dir.path()).put(&module("m@1"), &bytes, None).expect("stored");
+    open(dir.path()).put(&module("m@1"), &bytes, &[]).expect("stored");
     let native = files(dir.path()).into_iter().find(|n| n.ends_with(".cwasm")).expect("compiled");
     let native = dir.path().join(native);
     let good = std::fs::read(&native).expect("read");
@@ -239,7 +241,7 @@ fn damaged_native_code_is_compiled_again_and_a_damaged_component_is_named() {
 #[test]
 fn what_no_name_points_at_is_removed() {
     let dir = tempfile::tempdir().expect("temporary folder");
-    open(dir.path()).put(&module("m@1"), &component("threshold"), None).expect("stored");
+    open(dir.path()).put(&module("m@1"), &component("threshold"), &[]).expect("stored");
     let kept = files(dir.path());
     assert_eq!(kept.len(), 3);
     for stray in ["00.wasm", "00.cwasm", "x.json.unfinished"] {

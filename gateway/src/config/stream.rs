@@ -71,7 +71,7 @@ pub enum OnModuleFailure {
     /// They become dead letters.
     #[default]
     DeadLetter,
-    /// They pass as they are (a filter keeps them).
+    /// They pass as they are; for filters only.
     Pass,
     /// The lane waits and tries again.
     Hold,
@@ -303,6 +303,12 @@ fn module(section: &Section<'_>) -> Option<ModuleSetting> {
     ];
     let on_failure = section.choice("on-module-failure", &choices).or(OnModuleFailure::DeadLetter);
     let window = section.optional_section("window").map(|s| window(&s));
+    if window.is_some() && on_failure == OnModuleFailure::Pass {
+        section.error(
+            "on-module-failure",
+            "\"pass\" is for filters: a row cannot pass through a window as it is",
+        );
+    }
     let default = ModuleLimits::default();
     let limits = section.optional_section("limits").map_or(default, |s| ModuleLimits {
         memory_bytes: s.bytes("memory", "1 MiB", "1 GiB").or(default.memory_bytes),

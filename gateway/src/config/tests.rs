@@ -94,6 +94,14 @@ fn circles_and_reserved_names_are_refused() {
 }
 
 #[test]
+fn rows_do_not_pass_through_a_window() {
+    let pass = GOOD.replace("lateness = \"30 s\" }", "lateness = \"30 s\" }\non-module-failure = \"pass\"");
+    let errors = parse(&pass).expect_err("an aggregate").errors;
+    assert!(errors.iter().any(|e| e.key == "stream.machine-1m.on-module-failure"), "{errors:?}");
+    assert_eq!(errors.len(), 1);
+}
+
+#[test]
 fn the_admin_address_stays_on_loopback() {
     let open = GOOD.replace("data-dir = \"data\"", "data-dir = \"data\"\nadmin = \"0.0.0.0:9464\"");
     assert!(parse(&open).is_err());

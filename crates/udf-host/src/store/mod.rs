@@ -128,13 +128,13 @@ impl ModuleStore {
         self.folder.path(&wasm_name(digest))
     }
 
-    /// Validates, compiles, starts (and, given a trial, configures) a module, and stores it under its name. To do it
-    /// again with the same bytes is no error. A module that is refused leaves nothing behind.
+    /// Validates, compiles, starts (or, given trials, configures for each of them) a module, and stores it under its
+    /// name. To do it again with the same bytes is no error. A module that is refused leaves nothing behind.
     pub fn put(
         &self,
         module: &ModuleRef,
         bytes: &[u8],
-        trial: Option<&Trial>,
+        trials: &[Trial],
     ) -> Result<StoredModule, StoreError> {
         let _changing = lock(&self.changing);
         let size = bytes.len() as u64;
@@ -150,7 +150,7 @@ impl ModuleStore {
             return Err(StoreError::Exists { module: module.clone(), stored: stored.digest });
         }
         self.folder.write(&wasm_name(digest), bytes)?;
-        let tried = self.try_out(module, digest, trial);
+        let tried = self.try_out(module, digest, trials);
         let world = match tried {
             Ok(world) => world,
             Err(e) => {
@@ -163,24 +163,23 @@ impl ModuleStore {
         Ok(stored)
     }
 
-    fn try_out(
-        &self,
-        module: &ModuleRef,
-        digest: Digest,
-        trial: Option<&Trial>,
-    ) -> Result<World, StoreError> {
+    fn try_out(&self, module: &ModuleRef, digest: Digest, trials: &[Trial]) -> Result<World, StoreError> {
         let refused = |e: UdfError| StoreError::Refused(e.to_string());
         let loaded = self.host.load(&module.to_string(), &self.artifact(digest)?).map_err(refused)?;
-        match (trial, loaded.world()) {
-            (None, _) => drop(Session::new(&loaded, &Limits::default()).map_err(refused)?),
-            (Some(t), World::Filter) => {
-                FilterInstance::new(&loaded, &t.config, &t.input, &t.limits).map_err(refused)?;
-            }
-            (Some(t), World::Transform) => {
-                TransformInstance::new(&loaded, &t.config, &t.input, &t.limits).map_err(refused)?;
-            }
-            (Some(t), World::Aggregate) => {
-                AggregateInstance::new(&loaded, &t.config, &t.input, &t.limits).map_err(refused)?;
+        if trials.is_empty() {
+            drop(Session::new(&loaded, &Limits::default()).map_err(refused)?);
+        }
+        for t in trials {
+            match loaded.world() {
+                World::Filter => {
+                    FilterInstance::new(&loaded, &t.config, &t.input, &t.limits).map_err(refused)?;
+                }
+                World::Transform => {
+                    TransformInstance::new(&loaded, &t.config, &t.input, &t.limits).map_err(refused)?;
+                }
+                World::Aggregate => {
+                    AggregateInstance::new(&loaded, &t.config, &t.input, &t.limits).map_err(refused)?;
+                }
             }
         }
         Ok(loaded.world())
