@@ -150,7 +150,10 @@ fn the_hand_off_waits_for_room_and_goes_on() {
     let Some(tmpfs) = Tmpfs::mount("2m") else { return };
     let options = LogOptions { segment_bytes: 256 << 10, salt: 1, quota: None };
     let (log, _) = Log::open(RealDisk, &tmpfs.0.path().join("log"), options).unwrap();
-    let options = HubOptions { window: Duration::from_micros(100), ..HubOptions::default() };
+    // However long the writer waits for its turn, a round fits what trimming gives back.
+    let (round_bytes, backlog_bytes) = (100 << 10, 200 << 10);
+    let window = Duration::from_micros(100);
+    let options = HubOptions { window, round_bytes, backlog_bytes, ..HubOptions::default() };
     let hub = Hub::<Nothing>::start(log, options, Box::new(Vec::new)).unwrap();
     let mut last = None;
     until("a full disk", || match hub.push(&[1; 20_000], 1, |_| {}) {
