@@ -142,6 +142,28 @@ async fn http_answers_say_what_is_wrong() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A WebAssembly component of these sections, each shorter than 128 bytes.
+fn component(sections: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut bytes = b"\0asm\x0d\0\x01\0".to_vec();
+    for (id, body) in sections {
+        bytes.extend([*id, body.len() as u8]);
+        bytes.extend(*body);
+    }
+    bytes
+}
+
+/// It imports an instance without content by this name.
+fn component_that_imports(name: &str) -> Vec<u8> {
+    let import = [&[1, 0, name.len() as u8], name.as_bytes(), &[5, 0]].concat();
+    component(&[(7, &[1, 0x42, 0]), (10, &import)])
+}
+
+/// Its core module asks for a memory of 16,384 pages.
+fn component_with_1_gib() -> Vec<u8> {
+    let core = [&b"\0asm\x01\0\0\0"[..], &[5, 5, 1, 0, 0x80, 0x80, 1]].concat();
+    component(&[(1, &core)])
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn modules_that_are_none_are_refused_with_the_reason() -> anyhow::Result<()> {
     let mut plant = Plant::prepare(&simple::options())?;
@@ -150,17 +172,20 @@ async fn modules_that_are_none_are_refused_with_the_reason() -> anyhow::Result<(
     let threshold = std::fs::read(program::module("threshold")?)?;
     // A component of a world that the host does not offer.
     let rows = std::fs::read(program::module("bench-rows")?)?;
+    let none = "not a valid WebAssembly component";
     let cases = [
-        ("truncated", threshold[..threshold.len() / 2].to_vec()),
-        ("empty", Vec::new()),
-        ("text", b"this is no module".to_vec()),
-        ("world", rows),
+        ("truncated", threshold[..threshold.len() / 2].to_vec(), none),
+        ("empty", Vec::new(), none),
+        ("text", b"this is no module".to_vec(), none),
+        ("world", rows, "tidegate:bench-rows/rows-api@0.1.0"),
+        ("wasi", component_that_imports("wasi:cli/environment@0.2.0"), "wasi:cli/environment@0.2.0"),
+        ("memory", component_with_1_gib(), "1073741824"),
     ];
-    for (name, bytes) in cases {
+    for (name, bytes, reason) in cases {
         let url = format!("http://{}/v1/modules/{name}/0.1.0", plant.admin);
         let answer = client().put(url).body(bytes).send().await?;
         let (status, text) = (answer.status(), answer.text().await?);
-        ensure!(status.is_client_error() && text.len() > 20, "{name}: {status} {text}");
+        ensure!(status.is_client_error() && text.contains(reason), "{name}: {status} {text}");
     }
     let url = format!("http://{}/v1/modules/threshold/0.1.0", plant.admin);
     let answer = client().put(url).body(threshold).send().await?;
