@@ -1,6 +1,9 @@
 //! What could not become a row, kept with its reason: rows of the reserved stream `dead_letters`.
 
-use crate::{decode::base64, limits::ERROR_BYTES_MAX};
+use crate::{
+    decode::base64,
+    limits::{DEAD_LETTER_PAYLOAD_BYTES_MAX, ERROR_BYTES_MAX, TOPIC_BYTES_MAX},
+};
 use record::{
     Batch, BatchBuilder, Column, ColumnType, EventTime, RecordError, StreamName, StreamSchema, Value,
     arrow::array::{Array, cast::AsArray, types},
@@ -80,15 +83,48 @@ pub struct DeadLetter {
     pub source: String,
     /// Its topic; empty likewise.
     pub topic: String,
-    /// What the device sent (base64 when it is not UTF-8), or the row as a JSON object.
+    /// What the device sent (base64 when it is not UTF-8), or the row as a JSON object; cut where it is longer than
+    /// [`DEAD_LETTER_PAYLOAD_BYTES_MAX`].
     pub payload: String,
     /// The device, if it is known.
     pub device: String,
-    /// When the event was accepted, nanoseconds since the epoch.
+    /// When the event was accepted, nanoseconds since the epoch. For a row that no event can be named for (one of a
+    /// stream below a root, one too large for a block), when the step was made in which it failed.
     pub received_ns: i64,
 }
 
+/// Added to the error of a dead letter whose payload is not whole.
+const CUT: &str = "; the payload is cut";
+
 impl DeadLetter {
+    /// The dead letter of a row that has no event of its own any more.
+    pub fn of_row(
+        stream: &StreamName,
+        reason: Reason,
+        error: &str,
+        batch: &Batch,
+        row: usize,
+        received_ns: i64,
+    ) -> Self {
+        let (mut error, mut payload) = (shortened(error, ERROR_BYTES_MAX).to_owned(), row_json(batch, row));
+        if payload.len() > DEAD_LETTER_PAYLOAD_BYTES_MAX {
+            error = format!("{}{CUT}", shortened(&error, ERROR_BYTES_MAX - CUT.len()));
+            payload.truncate(payload.floor_char_boundary(DEAD_LETTER_PAYLOAD_BYTES_MAX));
+            payload.shrink_to_fit();
+        }
+        Self {
+            stream: stream.clone(),
+            reason,
+            module: String::new(),
+            error,
+            source: String::new(),
+            topic: String::new(),
+            payload,
+            device: batch.device(row).to_owned(),
+            received_ns,
+        }
+    }
+
     /// A payload as the dead letter carries it.
     pub fn payload_text(payload: &[u8]) -> String {
         match std::str::from_utf8(payload) {
@@ -107,7 +143,7 @@ pub fn schema() -> Arc<StreamSchema> {
     Arc::new(StreamSchema::new(columns).expect("the names are distinct and allowed"))
 }
 
-/// Dead letters as a batch; its time is the receive time.
+/// Dead letters as a batch; its time is the receive time. Each of them alone fits a block, whatever it says.
 pub fn batch(letters: &[DeadLetter]) -> Result<Batch, RecordError> {
     let mut builder = BatchBuilder::new(schema());
     for l in letters {
@@ -118,8 +154,8 @@ pub fn batch(letters: &[DeadLetter]) -> Result<Batch, RecordError> {
             Value::Str(&l.module),
             Value::Str(error),
             Value::Str(&l.source),
-            Value::Str(&l.topic),
-            Value::Str(&l.payload),
+            Value::Str(shortened(&l.topic, TOPIC_BYTES_MAX)),
+            Value::Str(shortened(&l.payload, DEAD_LETTER_PAYLOAD_BYTES_MAX)),
             Value::Int(l.received_ns),
         ];
         let time = EventTime::from_ns(l.received_ns.into()).unwrap_or(EventTime::MIN);

@@ -407,7 +407,8 @@ impl<'p> Driver<'p> {
             count.received += loss.rows;
             count.dropped += loss.rows;
         }
-        let blocks = encode::blocks(fx).map_err(|e| LaneError::Encode(name.clone(), e))?;
+        let made_ns = self.parts.clock.wall_ns();
+        let blocks = encode::blocks(fx, made_ns).map_err(|e| LaneError::Encode(name.clone(), e))?;
         self.parts.metrics.effects(fx);
         let changes = fx.take_changes();
         let size: usize = changes.puts.iter().map(|(k, v)| k.len() + v.len()).sum();
@@ -421,7 +422,7 @@ impl<'p> Driver<'p> {
         let step = PendingStep {
             lane: name,
             consumed: self.read,
-            made_ns: self.parts.clock.wall_ns(),
+            made_ns,
             changes,
             counts: std::mem::take(&mut fx.counts),
             blocks,

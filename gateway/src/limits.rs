@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const EVENT_PAYLOAD_BYTES_MAX: usize = 512 << 10;
 /// What is kept of a larger payload, for its dead letter.
 pub const CUT_PAYLOAD_BYTES: usize = 1 << 10;
+/// Longest payload of a dead letter; a longer one is cut. All that an event may hold fits, in base64 too.
+pub const DEAD_LETTER_PAYLOAD_BYTES_MAX: usize = EVENT_PAYLOAD_BYTES_MAX.div_ceil(3) * 4;
 /// Longest topic: the protocol's own bound.
 pub const TOPIC_BYTES_MAX: usize = 65_535;
 /// Nesting of a JSON payload, its outermost object or list counted.
@@ -79,7 +81,8 @@ pub const STEPS_WAITING_MAX: usize = 4;
 /// Most frames that the writer puts under one sync.
 pub const STEPS_PER_SYNC_MAX: usize = 64;
 
-/// Most keys (devices, for instance) of one windowed stream; rows of further keys are dead letters.
+/// Most keys (devices, for instance) of one windowed stream. At more, silent ones are forgotten; rows of keys for which
+/// there is no room then are dead letters.
 pub const WINDOW_KEYS_MAX: usize = 200_000;
 /// Most open windows of one stream; rows that would open more are dead letters.
 pub const WINDOWS_OPEN_MAX: usize = 400_000;
@@ -110,7 +113,14 @@ pub const DROP_BELOW_SEGMENTS: u64 = 4;
 /// How long the stages have to finish after SIGTERM.
 pub const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(15);
 
-const _: () = assert!(EVENT_PAYLOAD_BYTES_MAX / 3 * 4 + TOPIC_BYTES_MAX < record::limits::BLOCK_BYTES_MAX);
+/// Whatever a dead letter says beside its payload and topic, and what a block says of its columns.
+const DEAD_LETTER_REST_BYTES: usize = 64 << 10;
+const _: () = assert!(ERROR_BYTES_MAX + record::limits::DEVICE_BYTES_MAX < DEAD_LETTER_REST_BYTES / 2);
+// A dead letter fits a block even where nothing can be compressed: else its lane could never go on.
+const _: () = assert!(
+    DEAD_LETTER_PAYLOAD_BYTES_MAX + TOPIC_BYTES_MAX + DEAD_LETTER_REST_BYTES
+        < record::limits::BLOCK_BYTES_MAX
+);
 const _: () = assert!(LAST_PUSH_WAIT.as_nanos() < TAKE_OVER_WAIT.as_nanos());
 const _: () = assert!(
     LISTENER_SCRATCH_BYTES_MAX + EVENT_PAYLOAD_BYTES_MAX + TOPIC_BYTES_MAX + CLIENT_ID_BYTES_MAX + 1024

@@ -39,9 +39,10 @@ pub struct LossEntry {
     pub first_seq: Seq,
     /// See `first_seq`.
     pub last_seq: Seq,
-    /// Event time of the first row lost, nanoseconds since the epoch; 0 when unknown.
+    /// The gateway's time of the first row lost, nanoseconds since the epoch: when its event was accepted, or, if it had
+    /// a seq, when it was written. 0 when unknown.
     pub first_time_ns: i64,
-    /// Event time of the last row lost.
+    /// The same of the last row lost.
     pub last_time_ns: i64,
     /// Rows lost.
     pub rows: u64,

@@ -7,10 +7,15 @@ use serde::{Deserialize, Serialize};
 /// `received = repeats + kept + filtered + aggregated + dead_lettered + dropped` at every frame; what is not yet
 /// received is still buffered in the input log. `produced` counts the stream's own rows given a seq and written to the
 /// output log: for a root or filter stream that is forwarded it equals `kept`.
+///
+/// An aggregate or a transform makes rows of its own out of those that `aggregated` counts. A result that it could not
+/// give, or that no block holds, is received and dead-lettered at once: so the equation holds, and `dead_lettered` of
+/// all streams together is the number of rows of the stream `dead_letters`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counts {
-    /// Rows offered by the parent stream, or events taken from the input log.
+    /// Rows offered by the parent stream, or events taken from the input log; and the stream's own results that became
+    /// dead letters.
     pub received: u64,
     /// Recognised repeats (redelivery, dedup key, idempotency key).
     pub repeats: u64,
@@ -20,7 +25,7 @@ pub struct Counts {
     pub filtered: u64,
     /// Rows consumed by an aggregate or a transform.
     pub aggregated: u64,
-    /// Rows that became dead letters.
+    /// Rows, and results of the stream, that became dead letters.
     pub dead_lettered: u64,
     /// Rows given up by the stream's policy when the buffer was full; each has a ledger entry.
     pub dropped: u64,

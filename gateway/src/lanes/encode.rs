@@ -1,26 +1,29 @@
 //! A step's rows as blocks. A row that is too large for a block alone becomes a dead letter.
 
 use crate::{
-    dead_letter::{self, DeadLetter, Reason, row_json, shortened},
-    limits::EVENT_PAYLOAD_BYTES_MAX,
+    dead_letter::{self, DeadLetter, Reason},
     output::PendingBlock,
     step::Effects,
 };
 use record::{Batch, DEAD_LETTERS, RecordError, StreamName, block, limits::BATCH_ROWS_MAX};
 
-/// The blocks of a step, in the order of each stream's rows; dead letters last.
-pub(crate) fn blocks(fx: &mut Effects) -> Result<Vec<PendingBlock>, RecordError> {
+/// The blocks of a step made at `made_ns`, in the order of each stream's rows; dead letters last.
+pub(crate) fn blocks(fx: &mut Effects, made_ns: i64) -> Result<Vec<PendingBlock>, RecordError> {
     let mut out = Vec::new();
     for (stream, batch) in std::mem::take(&mut fx.rows) {
         for row in encode(&stream, &batch, &mut out)? {
+            // It was counted as a row of the stream.
             let count = fx.count(&stream);
-            // It was counted as a row of the stream; a window's or transform's row never stood in `kept`.
             count.produced -= 1;
             if count.kept > 0 {
                 count.kept -= 1;
                 count.dead_lettered += 1;
+            } else {
+                // A result of a window or a transform: what it was made from is counted already.
+                fx.unmade(&stream, 1);
             }
-            fx.dead_letters.push(too_large(&stream, &batch, row));
+            let error = "the row alone is larger than a block may be";
+            fx.dead_letters.push(DeadLetter::of_row(&stream, Reason::TooLarge, error, &batch, row, made_ns));
         }
     }
     let letters = std::mem::take(&mut fx.dead_letters);
@@ -35,6 +38,7 @@ pub(crate) fn blocks(fx: &mut Effects) -> Result<Vec<PendingBlock>, RecordError>
     for part in letters.chunks(BATCH_ROWS_MAX) {
         let batch = dead_letter::batch(part)?;
         if let Some(row) = encode(&stream, &batch, &mut out)?.first() {
+            // The limits exclude it: `dead_letter::batch` cuts what each may say.
             return Err(RecordError::Block(format!("dead letter {row} of a step is larger than a block")));
         }
     }
@@ -78,18 +82,4 @@ fn compact(batch: &Batch) -> Result<Batch, RecordError> {
     let times = batch.arrow().column(0).as_primitive::<types::TimestampNanosecondType>().clone();
     let columns = (0..batch.schema().columns().len()).map(|i| batch.column_at(i).slice(0, batch.rows()));
     Batch::from_columns(batch.schema().clone(), times, names, columns.collect())
-}
-
-fn too_large(stream: &StreamName, batch: &Batch, row: usize) -> DeadLetter {
-    DeadLetter {
-        stream: stream.clone(),
-        reason: Reason::TooLarge,
-        module: String::new(),
-        error: "the row alone is larger than a block may be; the payload is cut".to_owned(),
-        source: String::new(),
-        topic: String::new(),
-        payload: shortened(&row_json(batch, row), EVENT_PAYLOAD_BYTES_MAX / 8).to_owned(),
-        device: batch.device(row).to_owned(),
-        received_ns: batch.times()[row],
-    }
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::{ModuleSetting, OnModuleFailure, Window},
-    dead_letter::{DeadLetter, Reason, row_json},
+    dead_letter::{DeadLetter, Reason},
 };
 use journal::StateImage;
 use record::{
@@ -67,11 +67,10 @@ impl Aggregation {
         let all = key_columns.iter().chain(module_columns.columns()).cloned().collect();
         let output = StreamSchema::new(all).map_err(|e| broken(e.to_string()))?;
         let key_schema = StreamSchema::new(key_columns).map_err(|e| broken(e.to_string()))?;
-        let ns = |d: std::time::Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
         let mut me = Self {
             stream: stream.clone(),
             guard,
-            windows: Windows::new(ns(window.every), ns(window.lateness), picks),
+            windows: Windows::new(window, picks),
             idle_ns: window.idle.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             key_schema: Arc::new(key_schema),
             has_device: window.key.iter().any(|k| k == DEVICE),
@@ -97,6 +96,9 @@ impl Aggregation {
     }
 
     fn restore(&mut self, image: &StateImage, now: Now) -> Option<()> {
+        if let Some(through) = image.get(&keys::forgotten_through(&self.stream)) {
+            self.windows.forgotten_through_ns = i64::from_le_bytes(through.try_into().ok()?);
+        }
         let prefix = keys::window_keys(&self.stream);
         for (key, value) in image.scan_prefix(&prefix) {
             let (newest, closed) = value.split_first_chunk::<8>()?;
@@ -151,6 +153,7 @@ impl Aggregation {
             };
             self.update(&accepted, &assigned.slots, now, fx)?;
         }
+        self.forget_keys(&assigned.forgotten, fx);
         self.save_keys(&assigned.moved, fx);
         self.close(&assigned.closing, now, fx)
     }
@@ -206,9 +209,26 @@ impl Aggregation {
         Ok(())
     }
 
+    /// Takes forgotten keys out of the state; before the others are saved, since a key may have come back at once.
+    fn forget_keys(&self, forgotten: &[u32], fx: &mut Effects) {
+        if forgotten.is_empty() {
+            return;
+        }
+        tracing::info!(stream = %self.stream, keys = forgotten.len(),
+            "no room for another key: silent ones are forgotten, their windows close");
+        for key in forgotten {
+            fx.delete(keys::window_key(&self.stream, &self.windows.keys[*key as usize].bytes));
+        }
+        let through = self.windows.forgotten_through_ns.to_le_bytes().to_vec();
+        fx.put(keys::forgotten_through(&self.stream), through);
+    }
+
     fn save_keys(&self, moved: &[u32], fx: &mut Effects) {
         for key in moved {
             let key = &self.windows.keys[*key as usize];
+            if key.forgotten {
+                continue;
+            }
             let value = [key.newest_ns.to_le_bytes(), key.closed_ns.to_le_bytes()].concat();
             fx.put(keys::window_key(&self.stream, &key.bytes), value);
         }
@@ -315,7 +335,8 @@ impl Aggregation {
         }
     }
 
-    /// Windows whose results the module would not give.
+    /// Windows whose results the module would not give. Their rows were counted when they were taken; what is lost now
+    /// is one result for each window.
     fn bury_windows(
         &self,
         part: &[Closing],
@@ -327,6 +348,7 @@ impl Aggregation {
             let (stream, module) = (self.stream.to_string(), self.guard.module.clone());
             return Err(StepError::Held { stream, module, why: error.to_string() });
         }
+        fx.unmade(&self.stream, part.len());
         for window in part {
             let mut values = cells::read(&self.windows.keys[window.key as usize].bytes).unwrap_or_default();
             let device = self.device_at(&mut values).to_owned();
@@ -387,16 +409,8 @@ pub(super) fn bury_rows(
     }
     fx.count(stream).dead_lettered += which.len() as u64;
     for row in which {
-        fx.dead_letters.push(DeadLetter {
-            stream: stream.clone(),
-            reason,
-            module: module.to_owned(),
-            error: error(rows, *row),
-            source: String::new(),
-            topic: String::new(),
-            payload: row_json(rows, *row),
-            device: rows.device(*row).to_owned(),
-            received_ns: now.wall_ns,
-        });
+        let error = error(rows, *row);
+        let letter = DeadLetter::of_row(stream, reason, &error, rows, *row, now.wall_ns);
+        fx.dead_letters.push(DeadLetter { module: module.to_owned(), ..letter });
     }
 }

@@ -28,6 +28,13 @@ impl Effects {
         self.counts.get_mut(stream).expect("put in above")
     }
 
+    /// Counts results of an aggregate or a transform that became dead letters instead of rows; see [`Counts`].
+    pub fn unmade(&mut self, stream: &StreamName, results: usize) {
+        let count = self.count(stream);
+        count.received += results as u64;
+        count.dead_lettered += results as u64;
+    }
+
     /// Sets a key of the state; the last word on a key counts.
     pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.state.insert(key, Some(value));

@@ -44,6 +44,10 @@ enum Work {
     Aggregate(Box<Aggregation>),
 }
 
+/// Why a stream cannot pass rows on that its module failed on.
+const NO_PASS: &str = "it is no filter: only a filter's rows can pass as they are, so on-module-failure = \"pass\" has \
+    no meaning here";
+
 /// What a stream below the root shows of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
@@ -157,16 +161,11 @@ impl Lane {
     }
 
     fn conflict(&self, rows: &Batch, row: usize, event: &Event<'_>) -> DeadLetter {
+        let error = "another row with the same dedup key has other content";
         DeadLetter {
-            stream: self.stream.clone(),
-            reason: Reason::KeyConflict,
-            module: String::new(),
-            error: "another row with the same dedup key has other content".to_owned(),
             source: event.source.to_owned(),
             topic: event.topic.to_owned(),
-            payload: crate::dead_letter::row_json(rows, row),
-            device: rows.device(row).to_owned(),
-            received_ns: event.received_ns,
+            ..DeadLetter::of_row(&self.stream, Reason::KeyConflict, error, rows, row, event.received_ns)
         }
     }
 
@@ -209,7 +208,11 @@ impl Making<'_> {
             module: setting.module.to_string(),
             why,
         };
-        match ((self.modules)(stream, input).map_err(held)?, &setting.window) {
+        let instances = (self.modules)(stream, input).map_err(held)?;
+        if setting.on_failure == OnModuleFailure::Pass && !matches!(instances, Instances::Filter(_)) {
+            return Err(held(NO_PASS.to_owned()));
+        }
+        match (instances, &setting.window) {
             (Instances::Filter(make), None) => {
                 Ok((Work::Filter(Guard::new(&stream.name, setting, make)?), input.clone()))
             }

@@ -8,7 +8,8 @@
 //! | `n` stream | 64 bytes counts | as long as the folder |
 //! | `h` stream | columns, see [`columns_value`] | as long as the folder |
 //! | `l` stream 0 `u64` ordinal | a loss entry | until pushed out by newer ones |
-//! | `k` stream 0 key | `i64` newest event time, `i64` closed through | as long as the folder |
+//! | `k` stream 0 key | `i64` newest event time, `i64` closed through | until the key falls silent and its room is needed |
+//! | `e` stream | `i64` windows of forgotten keys are closed through | as long as the folder |
 //! | `g` stream 0 `i64` window start, key | the module's state of the window | until the window closes |
 //! | `d` stream 0 `u64` number | `i64` newest receive time, then 24 bytes a dedup key | until it leaves the dedup window |
 
@@ -69,6 +70,11 @@ pub fn window_key(stream: &StreamName, key: &[u8]) -> Vec<u8> {
     let mut out = window_keys(stream);
     out.extend_from_slice(key);
     out
+}
+
+/// Where the bound stands up to which windows of forgotten keys are closed.
+pub fn forgotten_through(stream: &StreamName) -> Vec<u8> {
+    named(b'e', stream)
 }
 
 /// Where the open windows of a stream stand.

@@ -9,8 +9,10 @@ use crate::{
 use journal::StateImage;
 use proptest::prelude::*;
 use record::{
-    Batch, Column, ColumnType, Counts, StreamName, StreamSchema,
+    Batch, BatchBuilder, Column, ColumnType, Counts, DEAD_LETTERS, EventTime, StreamName, StreamSchema,
+    Value,
     arrow::array::{ArrayRef, Float64Array, Int64Array, cast::AsArray, types::Float64Type},
+    clock::{Random, SeededRandom},
 };
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 use udf_host::CallError;
@@ -47,6 +49,7 @@ fn values(rows: &Batch) -> Result<Vec<f64>, CallError> {
 struct Sums {
     groups: Vec<(i64, f64)>,
     refuse_load: bool,
+    refuse_finish: bool,
 }
 
 impl Aggregate for Sums {
@@ -60,6 +63,9 @@ impl Aggregate for Sums {
     }
 
     fn finish(&mut self, groups: &[u32]) -> Result<Vec<ArrayRef>, CallError> {
+        if self.refuse_finish {
+            return Err(CallError::Guest("no result".into()));
+        }
         let counts = groups.iter().map(|g| self.groups[*g as usize].0);
         let sums = groups.iter().map(|g| self.groups[*g as usize].1);
         Ok(vec![Arc::new(counts.collect::<Int64Array>()), Arc::new(sums.collect::<Float64Array>())])
@@ -97,6 +103,41 @@ impl Aggregate for Sums {
     }
 }
 
+/// Rows of one text each, which is as long as the value says.
+struct Long;
+
+impl Transform for Long {
+    fn apply(&mut self, rows: &Batch) -> Result<Vec<Batch>, CallError> {
+        let mut out = BatchBuilder::new(self.output());
+        let random = SeededRandom::new(1);
+        for (row, length) in values(rows)?.into_iter().enumerate() {
+            let text: String = std::iter::repeat_with(|| random.next_u64())
+                .flat_map(u64::to_le_bytes)
+                .filter_map(|b| char::from_u32(u32::from(b) + 0x4e00))
+                .take(length as usize)
+                .collect();
+            let time = EventTime::from_ns(rows.times()[row].into()).unwrap();
+            out.push(time, rows.device(row), &[Value::Str(&text), Value::Float(length)]).unwrap();
+        }
+        Ok(vec![out.finish().unwrap()])
+    }
+
+    fn output(&self) -> Arc<StreamSchema> {
+        let columns = [("text", ColumnType::String), ("v", ColumnType::Float64)];
+        let columns = columns.iter().map(|(n, ty)| Column { name: (*n).into(), ty: *ty }).collect();
+        Arc::new(StreamSchema::new(columns).unwrap())
+    }
+}
+
+/// Fails on every row.
+struct Never;
+
+impl Filter for Never {
+    fn keep(&mut self, _: &Batch) -> Result<Vec<u64>, CallError> {
+        Err(CallError::Trap("never".into()))
+    }
+}
+
 pub(crate) fn modules(stream: &Stream, _: &Arc<StreamSchema>) -> Result<Instances, String> {
     match stream.module.as_ref().unwrap().module.name.as_str() {
         "above" => Ok(Instances::Filter(Box::new(|| Ok(Box::new(Above))))),
@@ -104,6 +145,11 @@ pub(crate) fn modules(stream: &Stream, _: &Arc<StreamSchema>) -> Result<Instance
         "other-sums" => {
             Ok(Instances::Aggregate(Box::new(|| Ok(Box::new(Sums { refuse_load: true, ..Sums::default() })))))
         }
+        "no-sums" => Ok(Instances::Aggregate(Box::new(|| {
+            Ok(Box::new(Sums { refuse_finish: true, ..Sums::default() }))
+        }))),
+        "long" => Ok(Instances::Transform(Box::new(|| Ok(Box::new(Long))))),
+        "never" => Ok(Instances::Filter(Box::new(|| Ok(Box::new(Never))))),
         other => Err(format!("there is no module {other:?}")),
     }
 }
@@ -283,6 +329,9 @@ fn the_policies_of_a_failing_module() {
     let hold = Bench::new(&format!("{HOT}on-module-failure = \"hold\"\n"));
     let held = hold.lane().unwrap().step(&events(&payloads), NOW).unwrap_err();
     assert!(matches!(held, StepError::Held { .. }), "{held}");
+    let no_filter = HOT.replace("above", "long") + "on-module-failure = \"pass\"\n";
+    let Err(StepError::Held { why, .. }) = Bench::new(&no_filter).lane() else { panic!("rows cannot pass") };
+    assert!(why.contains("no filter"), "{why}");
     let missing = Bench::new(&HOT.replace("above", "nowhere"));
     assert!(matches!(missing.lane(), Err(StepError::Held { .. })));
 }
@@ -318,6 +367,83 @@ fn silent_windows_close_when_asked_or_after_the_idle_time() {
     bench.take(fx);
     assert_eq!(bench.rows["sums"].len(), 3);
     assert_eq!(bench.image.scan_prefix(b"gsums\0").count(), 0, "no state is left behind");
+}
+
+#[test]
+fn a_result_that_is_never_given_is_received_and_buried() {
+    let bench = Bench::run(&SUMS.replace("sums@1", "no-sums@1"), &[row("a", 0, 1.0), row("a", 90, 1.0)]);
+    let c = bench.count("sums");
+    assert_eq!((c.received, c.aggregated, c.dead_lettered, c.produced, c.missing()), (3, 2, 1, 0, 0));
+    assert_eq!(bench.letters.len(), 1);
+}
+
+#[test]
+fn a_large_row_and_its_dead_letters_fit_blocks_and_are_counted() {
+    let streams = "[stream.long]\nfrom = [\"m\"]\nmodule = \"long@1\"\n\
+        [stream.never]\nfrom = [\"long\"]\nmodule = \"never@1\"\n";
+    let bench = Bench::new(streams);
+    let mut lane = bench.lane().unwrap();
+    // As text these are 30 bytes, 900 kB and 3 MB that hardly compress: the last is no row.
+    let payloads = [row("a", 1, 10.0), row("a", 2, 300_000.0), row("a", 3, 1_000_000.0)];
+    let mut fx = lane.step(&events(&payloads), NOW).unwrap();
+    let blocks = crate::lanes::blocks(&mut fx, NOW.wall_ns + 1).expect("everything fits a block");
+    let rows =
+        |stream: &str| blocks.iter().filter(|b| b.stream.as_str() == stream).map(|b| b.rows).sum::<u64>();
+    assert_eq!((rows("m"), rows("long"), rows("never"), rows(DEAD_LETTERS)), (3, 2, 0, 4));
+    for (stream, counts) in &fx.counts {
+        assert_eq!(counts.missing(), 0, "{stream}");
+        assert_eq!(counts.produced, rows(stream.as_str()), "{stream}");
+    }
+    let buried: u64 =
+        fx.counts.iter().filter(|(s, _)| s.as_str() != DEAD_LETTERS).map(|(_, c)| c.dead_lettered).sum();
+    assert_eq!(buried, rows(DEAD_LETTERS));
+    let long = fx.counts[&StreamName::new("long").unwrap()];
+    assert_eq!((long.received, long.aggregated, long.dead_lettered), (4, 3, 1));
+    let large = fx.dead_letters.iter().find(|l| l.reason == Reason::TooLarge).expect("one");
+    assert!(large.error.contains("the payload is cut"), "{}", large.error);
+    assert_eq!(large.received_ns, NOW.wall_ns + 1, "no event time stands where a receive time belongs");
+}
+
+/// With as many keys as there may be.
+fn full_of_keys(newest_s: i64) -> Bench {
+    let mut bench = Bench::new(SUMS);
+    let (stream, newest) = (StreamName::new("sums").unwrap(), newest_s * crate::decode::SECOND_NS);
+    let value = [newest.to_le_bytes(), i64::MIN.to_le_bytes()].concat();
+    let puts = (0..crate::limits::WINDOW_KEYS_MAX)
+        .map(|i| (keys::window_key(&stream, &cells::device_key(&format!("old-{i:06}"))), value.clone()));
+    let changes = journal::Changes { puts: puts.collect(), ..journal::Changes::default() };
+    bench.image.apply(changes);
+    bench
+}
+
+#[test]
+fn silent_keys_make_room_for_new_ones() {
+    let mut bench = full_of_keys(1_000);
+    let mut lane = bench.lane().unwrap();
+    bench.step(&mut lane, &[row("new", 1_009, 1.0)]);
+    assert_eq!(bench.letters.pop().unwrap().1, Reason::TooManyGroups, "nobody is silent yet");
+    bench.step(
+        &mut lane,
+        &[row("old-000000", 1_010, 1.0), row("new", 2_000, 2.0), row("old-000001", 1_019, 4.0)],
+    );
+    assert_eq!(bench.letters.pop().unwrap().1, Reason::Late, "its window had closed when it was forgotten");
+    let left = bench.image.scan_prefix(b"ksums\0").count();
+    assert!(left < crate::limits::WINDOW_KEYS_MAX * 15 / 16 + 2, "{left} keys");
+    // The same after a restart.
+    let mut lane = bench.lane().unwrap();
+    bench.step(
+        &mut lane,
+        &[row("newer", 1_019, 1.0), row("newer", 1_020, 8.0), row("old-000001", 1_020, 16.0)],
+    );
+    assert_eq!(bench.letters.len(), 1, "{:?}", bench.letters);
+    assert_eq!(bench.letters[0].1, Reason::Late);
+    let fx = lane.flush(&StreamName::new("sums").unwrap(), NOW).unwrap();
+    bench.take(fx);
+    let devices = ["old-000000", "newer", "old-000001", "new"];
+    let found = bench.rows["sums"].iter();
+    let found = found.filter(|r| devices.iter().any(|d| r.contains(&format!("\"{d}\"")))).count();
+    assert_eq!(found, 4, "{:?}", bench.rows["sums"]);
+    assert_eq!(bench.count("sums").missing(), 0);
 }
 
 #[test]

@@ -7,9 +7,18 @@
 //! The module's groups are numbered by slots; a slot is given out when a window opens and comes back when it closed.
 //! Rows are judged one after the other, whatever the batch: a window that closes in the middle of a batch is closed for
 //! the rest of it.
+//!
+//! A stream has room for so many keys. When a new one comes and there is none left, keys are forgotten that fell silent:
+//! whose newest event time is behind the newest of the stream by a window, the lateness and the idle time together. The
+//! windows that they have open close with that. What they had closed is remembered as one bound for all of them: a key
+//! that is new, or new again, begins with everything up to it closed, so that no window is given twice. As long as there
+//! is room nothing of this happens, and keys know nothing of each other.
 
 use super::cells::{Cells, Pick, device_key};
-use crate::limits::{WINDOW_KEYS_MAX, WINDOWS_OPEN_MAX};
+use crate::{
+    config::Window,
+    limits::{WINDOW_KEYS_MAX, WINDOWS_OPEN_MAX},
+};
 use record::{Batch, arrow::array::Array};
 use std::collections::HashMap;
 
@@ -36,6 +45,8 @@ pub(super) struct Assigned {
     pub(super) closing: Vec<Closing>,
     /// Keys whose watermark moved.
     pub(super) moved: Vec<u32>,
+    /// Keys that were forgotten; their places are taken again only by a later batch.
+    pub(super) forgotten: Vec<u32>,
 }
 
 /// One key.
@@ -49,6 +60,7 @@ pub(super) struct Key {
     open: Vec<(i64, u32)>,
     last_row_ns: u64,
     moved: bool,
+    pub(super) forgotten: bool,
 }
 
 /// What a slot holds.
@@ -65,25 +77,61 @@ pub(super) struct Slot {
 pub(super) struct Windows {
     every_ns: i64,
     lateness_ns: i64,
+    /// How far behind the stream's newest event time a key counts as silent.
+    silent_ns: i64,
+    keys_max: usize,
     picks: Vec<Pick>,
     by_bytes: HashMap<Box<[u8]>, u32>,
     pub(super) keys: Vec<Key>,
+    /// Places in `keys` to be taken again; those that this batch's forgotten keys leave only after it.
+    free_keys: Vec<u32>,
+    leaving_keys: Vec<u32>,
+    /// The newest event time of all keys.
+    newest_ns: i64,
+    /// Windows that end at or before this may have belonged to a key that was forgotten.
+    pub(super) forgotten_through_ns: i64,
+    /// No key can be silent before the newest event time is this: spares looking at all of them in vain.
+    none_silent_until_ns: i64,
     pub(super) slots: Vec<Slot>,
     free: Vec<u32>,
-    scratch: Vec<u8>,
 }
 
+/// The keys of a batch's rows.
+struct Named {
+    /// For each row an index of `names`.
+    of_row: Vec<u32>,
+    names: Vec<Name>,
+}
+
+/// One of them, with its place if there is one.
+struct Name {
+    bytes: Box<[u8]>,
+    key: Option<u32>,
+}
+
+/// When there is no room, at most this share of the keys is forgotten at once: the oldest.
+const FORGOTTEN_SHARE: usize = 16;
+
 impl Windows {
-    pub(super) fn new(every_ns: i64, lateness_ns: i64, picks: Vec<Pick>) -> Self {
+    pub(super) fn new(window: &Window, picks: Vec<Pick>) -> Self {
+        let ns = |d: std::time::Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
+        let (every_ns, lateness_ns) = (ns(window.every).max(1), ns(window.lateness));
+        let idle_ns = window.idle.map_or(0, ns);
         Self {
-            every_ns: every_ns.max(1),
+            every_ns,
             lateness_ns,
+            silent_ns: every_ns.saturating_add(lateness_ns).saturating_add(idle_ns),
+            keys_max: WINDOW_KEYS_MAX,
             picks,
             by_bytes: HashMap::new(),
             keys: Vec::new(),
+            free_keys: Vec::new(),
+            leaving_keys: Vec::new(),
+            newest_ns: i64::MIN,
+            forgotten_through_ns: i64::MIN,
+            none_silent_until_ns: i64::MIN,
             slots: Vec::new(),
             free: Vec::new(),
-            scratch: Vec::new(),
         }
     }
 
@@ -94,10 +142,10 @@ impl Windows {
 
     /// Puts back a key as it was saved.
     pub(super) fn restore_key(&mut self, bytes: &[u8], newest_ns: i64, closed_ns: i64, now_ns: u64) {
-        let key = self.key(bytes, now_ns);
-        if let Some(key) = key.and_then(|k| self.keys.get_mut(k as usize)) {
-            (key.newest_ns, key.closed_ns) = (newest_ns, closed_ns);
-        }
+        let key = self.make(bytes.into(), now_ns);
+        let key = &mut self.keys[key as usize];
+        (key.newest_ns, key.closed_ns) = (newest_ns, closed_ns);
+        self.newest_ns = self.newest_ns.max(newest_ns);
     }
 
     /// Puts back an open window as it was saved; its key was put back before.
@@ -108,24 +156,62 @@ impl Windows {
         true
     }
 
-    fn key(&mut self, bytes: &[u8], now_ns: u64) -> Option<u32> {
-        if let Some(key) = self.by_bytes.get(bytes) {
-            return Some(*key);
-        }
-        if self.keys.len() >= WINDOW_KEYS_MAX {
-            return None;
-        }
-        let index = self.keys.len() as u32;
-        self.by_bytes.insert(bytes.into(), index);
-        self.keys.push(Key {
-            bytes: bytes.into(),
+    fn make(&mut self, bytes: Box<[u8]>, now_ns: u64) -> u32 {
+        let key = Key {
+            bytes: bytes.clone(),
             newest_ns: i64::MIN,
-            closed_ns: i64::MIN,
+            closed_ns: self.forgotten_through_ns,
             open: Vec::new(),
             last_row_ns: now_ns,
             moved: false,
-        });
-        Some(index)
+            forgotten: false,
+        };
+        let index = match self.free_keys.pop() {
+            Some(index) => {
+                self.keys[index as usize] = key;
+                index
+            }
+            None => {
+                self.keys.push(key);
+                (self.keys.len() - 1) as u32
+            }
+        };
+        self.by_bytes.insert(bytes, index);
+        index
+    }
+
+    /// Forgets the oldest of the keys that are silent at a row of this time; false when none is.
+    fn forget(&mut self, time_ns: i64, out: &mut Assigned) -> bool {
+        let newest = self.newest_ns.max(time_ns);
+        if newest < self.none_silent_until_ns {
+            return false;
+        }
+        let silent_through = newest.saturating_sub(self.silent_ns);
+        let living = self.keys.iter().enumerate().filter(|(_, k)| !k.forgotten);
+        let mut oldest: Vec<(i64, &[u8], u32)> =
+            living.map(|(index, k)| (k.newest_ns, &*k.bytes, index as u32)).collect();
+        oldest.sort_unstable();
+        let silent = oldest.partition_point(|(newest, ..)| *newest <= silent_through);
+        if silent == 0 {
+            let first = oldest.first().map_or(i64::MAX, |(newest, ..)| *newest);
+            self.none_silent_until_ns = first.saturating_add(self.silent_ns);
+            return false;
+        }
+        oldest.truncate(silent.min(self.keys_max.div_ceil(FORGOTTEN_SHARE)));
+        let leaving: Vec<u32> = oldest.into_iter().map(|(_, _, index)| index).collect();
+        for index in leaving {
+            let key = &mut self.keys[index as usize];
+            let last_end =
+                key.newest_ns.div_euclid(self.every_ns).saturating_add(1).saturating_mul(self.every_ns);
+            self.forgotten_through_ns = self.forgotten_through_ns.max(key.closed_ns).max(last_end);
+            key.forgotten = true;
+            let open = key.open.drain(..);
+            out.closing.extend(open.map(|(start_ns, slot)| Closing { key: index, start_ns, slot }));
+            self.by_bytes.remove(&key.bytes);
+            self.leaving_keys.push(index);
+            out.forgotten.push(index);
+        }
+        true
     }
 
     /// The slot of a key's window, opened if need be.
@@ -148,22 +234,47 @@ impl Windows {
         Some(slot)
     }
 
+    /// Whether there is room for a new key with a window; makes some, if it can, for a row of this time.
+    fn room(&mut self, time_ns: i64, out: &mut Assigned) -> bool {
+        let slots = !self.free.is_empty() || self.slots.len() < WINDOWS_OPEN_MAX;
+        // The slots of windows that close now come back after the batch.
+        (slots && self.by_bytes.len() < self.keys_max)
+            || (self.forget(time_ns, out) && slots && self.by_bytes.len() < self.keys_max)
+    }
+
     /// Judges the rows of a batch in order.
     pub(super) fn assign(&mut self, batch: &Batch, now_ns: u64) -> Assigned {
+        // Nobody speaks of the keys any more that the batch before this one made leave.
+        self.free_keys.append(&mut self.leaving_keys);
         let mut out = Assigned { accepted: vec![0; batch.rows().div_ceil(64)], ..Assigned::default() };
-        let key_of_row = self.keys_of(batch, now_ns);
-        for (row, (time, key)) in batch.times().iter().zip(key_of_row).enumerate() {
-            let Some(key) = key else {
-                out.overflow.push(row);
-                continue;
-            };
+        let mut named = self.keys_of(batch);
+        for (row, time) in batch.times().iter().enumerate() {
+            let name = &mut named.names[named.of_row[row] as usize];
             let start = time.div_euclid(self.every_ns).saturating_mul(self.every_ns);
-            let k = &self.keys[key as usize];
-            if start.saturating_add(self.every_ns) <= self.closed_through(k) {
+            let known = name.key.filter(|key| !self.keys[*key as usize].forgotten);
+            if self.has_closed(known, start) {
                 out.late.push(row);
                 continue;
             }
+            let key = match known {
+                Some(key) => key,
+                None if !self.room(*time, &mut out) => {
+                    out.overflow.push(row);
+                    continue;
+                }
+                // Making room has closed windows.
+                None if self.has_closed(None, start) => {
+                    out.late.push(row);
+                    continue;
+                }
+                None => {
+                    self.none_silent_until_ns =
+                        self.none_silent_until_ns.min(time.saturating_add(self.silent_ns));
+                    *name.key.insert(self.make(name.bytes.clone(), now_ns))
+                }
+            };
             let Some(slot) = self.slot(key, start) else {
+                self.forget(*time, &mut out);
                 out.overflow.push(row);
                 continue;
             };
@@ -177,31 +288,43 @@ impl Windows {
         out
     }
 
-    /// The key of every row; `None` where there would be too many.
-    fn keys_of(&mut self, batch: &Batch, now_ns: u64) -> Vec<Option<u32>> {
+    /// The keys of a batch, each looked up once.
+    fn keys_of(&self, batch: &Batch) -> Named {
+        let mut out = Named { of_row: Vec::with_capacity(batch.rows()), names: Vec::new() };
+        let name = |bytes: Box<[u8]>| Name { key: self.by_bytes.get(&bytes).copied(), bytes };
         if self.picks == [Pick::Device] {
-            // One look-up for each device of the batch instead of one for each row.
-            let names = batch.device_names();
-            let mut known: Vec<Option<Option<u32>>> = vec![None; names.len()];
-            let rows = batch.devices().keys().values().iter();
-            return rows
-                .map(|name| {
-                    let name = usize::try_from(*name).unwrap_or_default();
-                    *known[name].get_or_insert_with(|| self.key(&device_key(names.value(name)), now_ns))
-                })
-                .collect();
+            let devices = batch.device_names();
+            let mut seen: Vec<Option<u32>> = vec![None; devices.len()];
+            for device in batch.devices().keys().values() {
+                let device = usize::try_from(*device).unwrap_or_default();
+                let at = *seen[device].get_or_insert_with(|| {
+                    out.names.push(name(device_key(devices.value(device)).into()));
+                    (out.names.len() - 1) as u32
+                });
+                out.of_row.push(at);
+            }
+            return out;
         }
-        let (picks, mut bytes) = (self.picks.clone(), std::mem::take(&mut self.scratch));
-        let cells = Cells::new(batch, &picks);
-        let keys = (0..batch.rows())
-            .map(|row| {
-                bytes.clear();
-                cells.append(row, &mut bytes);
-                self.key(&bytes, now_ns)
-            })
-            .collect();
-        self.scratch = bytes;
-        keys
+        let (cells, mut bytes) = (Cells::new(batch, &self.picks), Vec::new());
+        let mut seen: HashMap<Box<[u8]>, u32> = HashMap::new();
+        for row in 0..batch.rows() {
+            bytes.clear();
+            cells.append(row, &mut bytes);
+            let at = seen.get(&*bytes).copied().unwrap_or_else(|| {
+                out.names.push(name(bytes.as_slice().into()));
+                seen.insert(bytes.as_slice().into(), (out.names.len() - 1) as u32);
+                (out.names.len() - 1) as u32
+            });
+            out.of_row.push(at);
+        }
+        out
+    }
+
+    /// Whether a window has closed, for a key or for one that is not known.
+    fn has_closed(&self, key: Option<u32>, start_ns: i64) -> bool {
+        let through =
+            key.map_or(self.forgotten_through_ns, |key| self.closed_through(&self.keys[key as usize]));
+        start_ns.saturating_add(self.every_ns) <= through
     }
 
     fn closed_through(&self, key: &Key) -> i64 {
@@ -217,6 +340,7 @@ impl Windows {
             return;
         }
         k.newest_ns = time_ns;
+        self.newest_ns = self.newest_ns.max(time_ns);
         if !std::mem::replace(&mut k.moved, true) {
             out.moved.push(key);
         }
