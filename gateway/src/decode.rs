@@ -195,7 +195,8 @@ impl<'d> Pass<'d> {
         if event.delivery.cut {
             let max = crate::limits::EVENT_PAYLOAD_BYTES_MAX;
             let error = format!("the payload was larger than {max} bytes; this is its beginning");
-            self.bury(event, event.payload, String::new(), Refusal::new(Reason::TooLarge, error));
+            let (_, beginning) = crate::event::of_cut_payload(event.payload);
+            self.bury(event, beginning, String::new(), Refusal::new(Reason::TooLarge, error));
             return Ok(());
         }
         let Ok(text) = std::str::from_utf8(event.payload) else {

@@ -17,7 +17,7 @@
 //!      payload, up to the end
 //! ```
 
-use crate::limits::TOPIC_BYTES_MAX;
+use crate::limits::{CUT_PAYLOAD_BYTES, TOPIC_BYTES_MAX};
 
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 1 + 1 + 2 + 8 + 8;
@@ -31,12 +31,23 @@ pub struct Delivery {
     pub dup: bool,
     /// Over HTTP, not MQTT.
     pub http: bool,
-    /// The payload was larger than allowed; only its beginning is kept, for the dead letter.
+    /// The payload was larger than allowed; only its beginning is kept, for the dead letter, behind the hash of the
+    /// whole: see [`cut_payload`].
     pub cut: bool,
     /// MQTT packet id; 0 without.
     pub packet_id: u16,
     /// Stands for source and client; 0 without.
     pub session: u64,
+}
+
+/// What is kept of a payload that is too large: its hash, 8 bytes little-endian, and its beginning.
+pub fn cut_payload(payload: &[u8], hash: u64) -> Vec<u8> {
+    [&hash.to_le_bytes(), &payload[..payload.len().min(CUT_PAYLOAD_BYTES)]].concat()
+}
+
+/// The hash of the whole payload and the beginning of it; the reverse of [`cut_payload`].
+pub fn of_cut_payload(kept: &[u8]) -> (u64, &[u8]) {
+    kept.split_first_chunk().map_or((0, kept), |(hash, beginning)| (u64::from_le_bytes(*hash), beginning))
 }
 
 /// An accepted event, borrowed from the frame that holds it.

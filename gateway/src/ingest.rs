@@ -15,8 +15,8 @@ pub mod route;
 
 pub use meta::{InputMeta, events_by_stream};
 
-use crate::event::{Delivery, Event};
-use crate::limits::{CUT_PAYLOAD_BYTES, EVENT_PAYLOAD_BYTES_MAX};
+use crate::event::{Delivery, Event, cut_payload};
+use crate::limits::EVENT_PAYLOAD_BYTES_MAX;
 use daemon::metrics::{Counter, CounterVec, Registry};
 use journal::{FrameSeq, Hub, HubOptions, JournalError, Log, PushError, RealDisk, Ticket};
 use meta::Shared;
@@ -292,12 +292,11 @@ impl Intake {
             return Taken::Unmatched;
         }
         let cut = p.payload.len() > EVENT_PAYLOAD_BYTES_MAX;
-        let payload = if cut { &p.payload[..CUT_PAYLOAD_BYTES] } else { p.payload };
+        let hash = if cut || p.qos > 0 { publish_hash(p.topic, p.payload) } else { 0 };
         if cut {
             self.counters.too_large.inc();
         }
         if p.qos > 0 {
-            let hash = publish_hash(p.topic, payload);
             if p.dup && self.is_repeat(p, hash, &lanes) {
                 self.counters.repeats.inc();
                 return Taken::Repeat;
@@ -312,7 +311,8 @@ impl Intake {
             packet_id: p.packet_id,
             session: if p.qos > 0 { p.session } else { 0 },
         };
-        self.store(delivery, "", p.client, p.topic, payload, &lanes);
+        let kept = cut.then(|| cut_payload(p.payload, hash));
+        self.store(delivery, "", p.client, p.topic, kept.as_deref().unwrap_or(p.payload), &lanes);
         Taken::Stored
     }
 

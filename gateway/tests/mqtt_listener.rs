@@ -452,6 +452,28 @@ async fn unmatched_topics_and_oversized_payloads_are_acknowledged() {
     front.end().await;
 }
 
+/// Only their beginnings are kept, but they are told apart by all of their bytes, also after a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn oversized_payloads_that_begin_alike_are_not_one() {
+    const TIMED: &str = "timed/7/telemetry";
+    let (one, other) = ("x".repeat(700_000), "x".repeat(699_999) + "y");
+    let dir = tempfile::tempdir().expect("a folder");
+    let front = Front::open(dir.path(), Setup::default()).await;
+    let (mut device, _) = Device::persistent(&front, "dev").await;
+    device.send(&publish_packet(TIMED, 1, 1, &one, false)).await;
+    device.acknowledged(1).await;
+    drop(device);
+    front.kill().await;
+    let front = Front::open(dir.path(), Setup::default()).await;
+    let (mut device, _) = Device::persistent(&front, "dev").await;
+    for payload in [&one, &other, &other] {
+        device.send(&publish_packet(TIMED, 1, 1, payload, true)).await;
+        device.acknowledged(1).await;
+    }
+    assert_eq!(front.stored().len(), 2);
+    front.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_will_is_an_event_of_a_device_that_vanished() {
     let dir = tempfile::tempdir().expect("a folder");

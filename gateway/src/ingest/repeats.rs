@@ -6,7 +6,7 @@
 //! frame is made, never earlier.
 
 use super::keys::Keys;
-use crate::event::{Event, Events};
+use crate::event::{Event, Events, of_cut_payload};
 use mqtt::redelivery::{ClientKey, Limits, Run, Verdict, Window};
 use mqtt::{PacketId, Ticket};
 use std::sync::{Mutex, PoisonError};
@@ -81,7 +81,8 @@ impl Note {
         } else if d.http {
             Some(Self::Key { key: d.session, received_ns: event.received_ns })
         } else if d.qos > 0 {
-            let hash = publish_hash(event.topic, event.payload);
+            let whole = || publish_hash(event.topic, event.payload);
+            let hash = if d.cut { of_cut_payload(event.payload).0 } else { whole() };
             Some(Self::Publish { session: d.session, packet_id: d.packet_id, hash })
         } else {
             None
