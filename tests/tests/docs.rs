@@ -1,5 +1,5 @@
-//! The documentation names the metrics that the programs export, all of them and no others; and no link in it leads
-//! nowhere.
+//! The documentation names the metrics that the programs export, all of them and no others; the keys of the
+//! configurations, the verbs of the command line and the shipped alerts; and no link in it leads nowhere.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -160,4 +160,180 @@ fn links_lead_somewhere() {
     }
     assert!(followed > 10, "only {followed} links found");
     assert!(broken.is_empty(), "links that lead nowhere: {broken:#?}");
+}
+
+/// The keys that a page's tables list below the heading of a program's file, as `section.key`.
+fn listed_keys(page: &str, file: &str) -> BTreeSet<String> {
+    let start = format!("## {file}");
+    let below = page.lines().skip_while(|line| *line != start).skip(1).take_while(|l| !l.starts_with("## "));
+    let mut section = String::new();
+    let mut keys = BTreeSet::new();
+    for line in below {
+        if let Some(rest) = line.strip_prefix("### `[") {
+            section = rest.split([']', '.']).next().unwrap_or_default().to_owned();
+        } else if let Some(row) = line.strip_prefix("| `") {
+            let cell = row.split(" |").next().unwrap_or_default();
+            // `preload."NAME@VERSION"` is the key `preload`; two keys may share a row.
+            let names = cell.split('`').step_by(2).filter_map(|name| name.split(".\"").next());
+            keys.extend(names.filter(|name| !name.is_empty()).map(|name| format!("{section}.{name}")));
+        }
+    }
+    keys
+}
+
+/// The paths of a table's values.
+fn leaves(table: &toml::Table, path: &str, found: &mut Vec<String>) {
+    for (key, value) in table {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match value {
+            toml::Value::Table(inner) => leaves(inner, &path, found),
+            _ => found.push(path),
+        }
+    }
+}
+
+/// The keys of a configuration; the names of sources and streams are left out of them.
+fn keys_of(file: &Path) -> Vec<String> {
+    let config: toml::Table = read(file).parse().unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let mut found = Vec::new();
+    for (section, value) in &config {
+        let table = value.as_table().expect("everything stands in a section");
+        if matches!(section.as_str(), "source" | "stream") {
+            for named in table.values() {
+                leaves(named.as_table().expect("a name has a section"), section, &mut found);
+            }
+        } else {
+            leaves(table, section, &mut found);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_page_of_configuration_lists_the_shipped_keys() {
+    let page = read(&root().join("docs/configuration.md"));
+    for file in ["gateway.toml", "central.toml"] {
+        let (listed, keys) = (listed_keys(&page, file), keys_of(&root().join("deploy").join(file)));
+        assert!(keys.len() >= 10, "only {} keys found in deploy/{file}", keys.len());
+        // A row stands for all that is below its key: `columns` for every column.
+        let is_listed = |key: &str| listed.iter().any(|l| key == l || key.starts_with(&format!("{l}.")));
+        let missing: Vec<&String> = keys.iter().filter(|key| !is_listed(key)).collect();
+        assert!(missing.is_empty(), "docs/configuration.md has no row below `{file}` for {missing:?}");
+    }
+}
+
+/// The keys that a program asks its configuration for: the texts handed to getters of a section.
+fn asked(files: &[&str]) -> BTreeSet<String> {
+    const GETTERS: &[&str] = &[
+        "string",
+        "parsed",
+        "integer",
+        "number",
+        "boolean",
+        "choice",
+        "bytes",
+        "duration",
+        "socket",
+        "path_to",
+        "strings",
+        "json",
+        "list",
+        "section",
+        "optional_section",
+        "sections",
+    ];
+    let mut keys = BTreeSet::new();
+    for file in files {
+        let text = read(&root().join(file));
+        let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for getter in GETTERS {
+            for call in program.split(&format!(".{getter}(")).skip(1) {
+                keys.extend(
+                    call.trim_start().strip_prefix('"').and_then(|k| k.split('"').next()).map(str::to_owned),
+                );
+            }
+        }
+    }
+    keys
+}
+
+#[test]
+fn the_page_of_configuration_names_what_the_programs_ask_for() {
+    let page = read(&root().join("docs/configuration.md"));
+    let (gateway, central) = page.split_once("\n## central.toml\n").expect("a part for each program");
+    let programs: [(&str, &[&str]); 2] = [
+        (gateway, &["gateway/src/config.rs", "gateway/src/config/source.rs", "gateway/src/config/stream.rs"]),
+        (central, &["central/src/config.rs"]),
+    ];
+    for (part, files) in programs {
+        let code = part.split('`').skip(1).step_by(2);
+        let words: BTreeSet<&str> =
+            code.flat_map(|c| c.split(|c: char| !c.is_ascii_alphanumeric() && c != '-')).collect();
+        let keys = asked(files);
+        assert!(keys.len() >= 20, "only {} keys found in {files:?}", keys.len());
+        let missing: Vec<&String> = keys.iter().filter(|key| !words.contains(key.as_str())).collect();
+        assert!(missing.is_empty(), "docs/configuration.md does not name {missing:?} of {files:?}");
+    }
+}
+
+/// `DeadLetters` as the command line spells it.
+fn kebab(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        if c.is_ascii_uppercase() && !out.is_empty() {
+            out.push('-');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+/// The commands of `tidegate`: nouns, and verbs with their nouns.
+fn commands() -> BTreeSet<String> {
+    let mut files = Vec::new();
+    rust_files(&root().join("cli/src"), &mut files);
+    let mut found = BTreeSet::new();
+    for file in files {
+        for part in read(&file).split("Subcommand)]\n").skip(1) {
+            let Some((name, rest)) = part.split_once("enum ").and_then(|(_, e)| e.split_once(" {\n")) else {
+                continue;
+            };
+            let body = rest.split("\n}").next().unwrap_or_default();
+            for variant in body.lines().filter_map(|line| line.trim().split_once('(')) {
+                let is_variant = variant.0.starts_with(|c: char| c.is_ascii_uppercase())
+                    && variant.0.chars().all(|c| c.is_ascii_alphanumeric());
+                if is_variant {
+                    let noun = if name == "Noun" { String::new() } else { kebab(name) + " " };
+                    found.insert(noun + &kebab(variant.0));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_page_of_commands_names_every_command() {
+    let page = read(&root().join("docs/cli.md"));
+    let commands = commands();
+    assert!(commands.len() >= 25, "only {commands:?} found in cli/src");
+    let code: Vec<&str> = page.split('`').skip(1).step_by(2).collect();
+    let is_named = |command: &str| {
+        code.iter()
+            .any(|c| c.strip_prefix(command).is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')))
+    };
+    let missing: Vec<&String> = commands.iter().filter(|command| !is_named(command)).collect();
+    assert!(missing.is_empty(), "docs/cli.md does not name {missing:?}");
+}
+
+#[test]
+fn the_page_of_alerts_lists_the_shipped_ones() {
+    let rules = read(&root().join("deploy/prometheus/tidegate-alerts.yml"));
+    let shipped: BTreeSet<&str> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let page = read(&root().join("docs/alerts.md"));
+    let cells = page.lines().filter_map(|line| line.strip_prefix("| `Tidegate")?.split('`').next());
+    let listed: BTreeSet<String> = cells.map(|rest| format!("Tidegate{rest}")).collect();
+    assert!(shipped.len() >= 10, "only {shipped:?} found");
+    assert_eq!(listed.iter().map(String::as_str).collect::<BTreeSet<_>>(), shipped);
 }
