@@ -18,7 +18,7 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use journal::{CHECKPOINT, FrameSeq, Gap, LogHandle, Reader};
+use journal::{CHECKPOINT, FrameSeq, Gap, GapCause, LogHandle, Reader};
 use link::{
     client::{Central, ClientError, Event, Outbox, OutboxError},
     forward::{Entry, Item, Position},
@@ -181,15 +181,13 @@ impl Outbox for OutputLog {
         self.tail.mark_unchanged();
         let Some(frame) = self.reader.next()? else { return Ok(None) };
         for gap in self.reader.take_gaps() {
-            if gap.cause == journal::GapCause::Trimmed {
-                // Given up by `drop-oldest` before it was read; written down in the ledger then.
-                self.gaps.push(gap);
-            } else {
+            // What was given up before it was read stands in the ledger.
+            if gap.cause != GapCause::Trimmed {
                 tracing::error!(first = %gap.first, last = %gap.last, cause = ?gap.cause,
                     "output frames are not readable: their rows are lost");
                 self.metrics.frames_lost.inc_by(gap.frames());
-                self.gaps.push(gap);
             }
+            self.gaps.push(gap);
         }
         let position = Position(frame.seq.0);
         if frame.kind == CHECKPOINT || frame.kind != STEP {
@@ -246,29 +244,41 @@ impl Outbox for OutputLog {
 }
 
 impl OutputLog {
-    /// What is missing before a block because frames could not be read.
+    /// What is missing before a block: because it was given up, as the ledger says, also in an earlier life of the
+    /// process; or because frames could not be read. Central knows what of it was stored before.
     fn lost_before(&self, header: &record::BlockHeader) -> Option<Lost> {
-        if self.gaps.is_empty() || header.first.0 <= 1 {
+        let last = Seq(header.first.0.checked_sub(1).filter(|last| *last > 0)?);
+        let after_read = self.read.get(&header.stream).copied().unwrap_or_default().next();
+        if after_read > last {
             return None;
         }
-        let read = self.read.get(&header.stream).copied().unwrap_or_default();
-        let first = read.next();
-        (first < header.first).then(|| Lost {
-            stream: header.stream.clone(),
-            first,
-            last: Seq(header.first.0 - 1),
-            hash: header.prev_hash,
-            reason: match self.gaps.iter().any(|g| g.cause == journal::GapCause::Trimmed) {
-                true => "buffer full: drop-oldest".to_owned(),
-                false => "damaged frames of the output log".to_owned(),
-            },
-        })
+        let snapshot = self.snapshot.borrow().clone();
+        let known = snapshot.streams.get(&header.stream).map(|s| &*s.losses);
+        let (first, reason) = if self.gaps.iter().any(|g| g.cause != GapCause::Trimmed) {
+            (after_read, "damaged frames of the output log".to_owned())
+        } else {
+            let (first, reason) = given_up_through(last, known?)?;
+            (first.max(after_read), reason)
+        };
+        Some(Lost { stream: header.stream.clone(), first, last, hash: header.prev_hash, reason })
     }
 }
 
-/// The losses above an ordinal, as many as one message takes.
+/// The first of the rows without interruption up to `last` that the ledger says were given up, and why.
+fn given_up_through(last: Seq, losses: &BTreeMap<u64, crate::output::Loss>) -> Option<(Seq, String)> {
+    let mut found: Option<(Seq, String)> = None;
+    for loss in losses.values().rev().filter(|l| l.seqs.0.0 > 0) {
+        let through = found.as_ref().map_or(last, |(first, _)| Seq(first.0 - 1));
+        if loss.seqs.0 <= through && through <= loss.seqs.1 {
+            found = Some((loss.seqs.0, loss.reason.clone()));
+        }
+    }
+    found
+}
+
+/// The losses above an ordinal, as many as one message takes; and that of the ordinal, which may have grown.
 fn losses(state: &StreamState, known: u64) -> Vec<Loss> {
-    let new = state.losses.range(known + 1..).take(LOSSES_PER_MESSAGE_MAX);
+    let new = state.losses.range(known..).take(LOSSES_PER_MESSAGE_MAX);
     let loss = |(ordinal, l): (&u64, &crate::output::Loss)| Loss {
         ordinal: *ordinal,
         first: l.seqs.0,

@@ -104,6 +104,8 @@ pub const INDEXED_DEAD_LETTERS_MAX: usize = 5_000;
 pub const INDEXED_AT_ONCE_MAX: usize = 500;
 /// Loss entries kept per stream, the newest of them; central has the others.
 pub const LOSS_ENTRIES_MAX: usize = 256;
+/// Losses of rows that had no seq yet are one entry as long as no longer pause than this is between them.
+pub const LOSS_PAUSE_NS_MAX: i64 = 60_000_000_000;
 
 /// Free space of the file system that the logs leave to others, at most: a small quota leaves less.
 pub const DISK_HEADROOM_BYTES: u64 = 128 << 20;

@@ -358,10 +358,12 @@ fn data_record(a: Accepted) -> DataRecord {
     DataRecord { headers, bytes: a.batch.bytes }
 }
 
-/// The newest counts, with the newest losses; what an earlier life of the folder counted is added up beside them.
+/// The newest counts, with the newest losses, of which the last one known may have grown; what an earlier life of the folder counted is added up beside them.
 fn counted(before: Option<&Counted>, heard: Heard) -> Counted {
     let same = before.filter(|b| b.incarnation == heard.incarnation);
     let mut losses = same.map(|b| b.losses.clone()).unwrap_or_default();
+    let first = heard.ledger.losses.first().map_or(u64::MAX, |l| l.ordinal);
+    losses.retain(|l| l.ordinal < first);
     losses.extend(heard.ledger.losses.into_iter().map(|l| LossEntry {
         ordinal: l.ordinal,
         first_seq: l.first,

@@ -99,7 +99,7 @@ pub struct Heard {
     pub gateway: GatewayId,
     /// The life of its folder.
     pub incarnation: Incarnation,
-    /// What it counted; only losses that are new.
+    /// What it counted; only losses that are new, and the newest one known, which may have grown.
     pub ledger: StreamLedger,
     /// When it came, wall clock.
     pub at_ns: i64,
@@ -360,7 +360,8 @@ impl Receiver {
             let stream = gateway.streams.entry(ledger.stream.clone()).or_default();
             let mut known = stream.loss_accepted.filter(|(i, _)| *i == incarnation).map_or(0, |(_, n)| n);
             ledger.losses.retain(|l| {
-                let new = l.ordinal > known;
+                // The newest entry may have grown since it was told.
+                let new = l.ordinal >= known;
                 known = known.max(l.ordinal);
                 new
             });
@@ -371,6 +372,8 @@ impl Receiver {
                 && before.incarnation == incarnation
             {
                 let mut losses = before.ledger.losses;
+                let first = heard.ledger.losses.first().map_or(u64::MAX, |l| l.ordinal);
+                losses.retain(|l| l.ordinal < first);
                 losses.append(&mut heard.ledger.losses);
                 heard.ledger.losses = losses;
             }

@@ -1,7 +1,7 @@
 //! A lane over the real output log on a simulated disk: wherever the power goes, the rows that leave are the same.
 
 use super::{
-    PendingStep, Writer,
+    Loss, PendingStep, Writer,
     frame::{STEP, Step},
     recover,
 };
@@ -160,4 +160,23 @@ proptest! {
         work(&disk, &config, &input, &frames_a_step, &mut left).expect("the power stays");
         prop_assert_eq!(settled(left), settled(whole));
     }
+}
+
+#[test]
+fn an_outage_is_one_entry_of_the_ledger() {
+    let loss = |first, last, from_s: i64, to_s: i64| Loss {
+        stream: StreamName::new("m").expect("a name"),
+        seqs: (Seq(first), Seq(last)),
+        times_ns: (from_s * 1_000_000_000, to_s * 1_000_000_000),
+        rows: 5,
+        reason: "full".to_owned(),
+    };
+    let grown = loss(1, 5, 0, 9).grown_by(&loss(6, 10, 500, 501)).expect("its seqs go on");
+    assert_eq!((grown.seqs, grown.rows, grown.times_ns.1), ((Seq(1), Seq(10)), 10, 501_000_000_000));
+    assert!(loss(1, 5, 0, 9).grown_by(&loss(7, 10, 10, 11)).is_none(), "rows between them were stored");
+    assert!(loss(0, 0, 0, 9).grown_by(&loss(0, 0, 69, 70)).is_some());
+    assert!(loss(0, 0, 0, 9).grown_by(&loss(0, 0, 70, 71)).is_none(), "another outage");
+    assert!(loss(0, 0, 0, 9).grown_by(&loss(1, 5, 10, 11)).is_none());
+    let other = Loss { reason: "other".to_owned(), ..loss(6, 10, 9, 10) };
+    assert!(loss(1, 5, 0, 9).grown_by(&other).is_none());
 }

@@ -2,7 +2,7 @@
 
 use super::frame::{STEP, StepMeta};
 use crate::{
-    limits::{LOSS_ENTRIES_MAX, STEPS_PER_SYNC_MAX, STEPS_WAITING_MAX},
+    limits::{LOSS_ENTRIES_MAX, LOSS_PAUSE_NS_MAX, STEPS_PER_SYNC_MAX, STEPS_WAITING_MAX},
     step::keys,
 };
 use journal::{Changes, Disk, FrameSeq, JournalError, Log, LogHandle, RealDisk, StateImage};
@@ -40,6 +40,24 @@ pub struct Loss {
     pub rows: u64,
     /// Why.
     pub reason: String,
+}
+
+impl Loss {
+    /// Both as one, where the other one goes on where this one ends: an outage is one entry, however long it takes.
+    pub(super) fn grown_by(&self, next: &Self) -> Option<Self> {
+        let goes_on = match (self.seqs.1, next.seqs.0) {
+            (Seq(0), Seq(0)) => next.times_ns.0.saturating_sub(self.times_ns.1) <= LOSS_PAUSE_NS_MAX,
+            (Seq(0), _) | (_, Seq(0)) => false,
+            (last, first) => last.next() == first,
+        };
+        (goes_on && self.reason == next.reason).then(|| Self {
+            stream: self.stream.clone(),
+            seqs: (self.seqs.0, next.seqs.1),
+            times_ns: (self.times_ns.0.min(next.times_ns.0), self.times_ns.1.max(next.times_ns.1)),
+            rows: self.rows + next.rows,
+            reason: self.reason.clone(),
+        })
+    }
 }
 
 /// A step on its way into the log.
@@ -267,6 +285,14 @@ impl<D: Disk> Writer<D> {
         for loss in losses {
             let state = self.now.streams.entry(loss.stream.clone()).or_default();
             let known = Arc::make_mut(&mut state.losses);
+            if let Some((ordinal, newest)) = known.last_key_value()
+                && let Some(grown) = newest.grown_by(&loss)
+            {
+                let ordinal = *ordinal;
+                put(keys::loss(&loss.stream, ordinal), grown.encode());
+                known.insert(ordinal, grown);
+                continue;
+            }
             let ordinal = known.last_key_value().map_or(1, |(n, _)| n + 1);
             put(keys::loss(&loss.stream, ordinal), loss.encode());
             if known.len() >= LOSS_ENTRIES_MAX
