@@ -199,6 +199,21 @@ fn a_trial_that_fails_refuses_the_module() {
 }
 
 #[test]
+fn one_trial_of_several_that_fails_refuses_the_module() {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let store = open(dir.path());
+    let trial = |config: &str| Trial { config: config.into(), input: schema(), limits: limits() };
+    let good = trial(r#"{"column":"temperature","above":1}"#);
+    let trials = [good.clone(), trial(r#"{"column":"not-there","above":1}"#)];
+    let bytes = component("threshold");
+    let e = store.put(&module("m@1"), &bytes, &trials).expect_err("the second stream cannot use it");
+    assert!(matches!(&e, StoreError::Refused(_)), "{e}");
+    assert_eq!(files(dir.path()), Vec::<String>::new(), "the first trial has stored nothing");
+    assert_eq!(store.list().expect("listed"), []);
+    store.put(&module("m@1"), &bytes, &[good.clone(), good]).expect("every stream can use it");
+}
+
+#[test]
 fn a_flipped_bit_is_found_before_the_code_is_loaded() {
     let bytes = component("threshold");
     let digest = Digest::of(&bytes);
