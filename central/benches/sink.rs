@@ -4,8 +4,8 @@
 //! `cargo xtask bench sink [--json] [--rounds 5] [--rows 4000000]`
 //!
 //! A round: the log is filled with ready-made blocks, as gateways send them; the sink stores them, intents, tokens and
-//! offset commits included; then the engine writes the table to an Arrow file and reads that into a second table of the
-//! same columns and settings. Both sides are timed from the start to the last row stored. The sink decompresses and
+//! offset commits included; then the engine writes the table to an Arrow file, in the order in which the rows came, and
+//! reads that into a second table of the same columns and settings. Both sides are timed from the start to the last row stored. The sink decompresses and
 //! decodes what the engine gets as plain Arrow: that is part of its work.
 
 use daemon::{
@@ -215,7 +215,7 @@ async fn engine_alone(clickhouse: &ClickHouse, folder: &Path, rows: u64) -> Resu
         return Err("the sink did not store every row once".into());
     }
     let export = format!(
-        "INSERT INTO FUNCTION {source} SELECT * FROM tidegate.load SETTINGS \
+        "INSERT INTO FUNCTION {source} SELECT * FROM tidegate.load ORDER BY _partition, _offset, seq SETTINGS \
          output_format_arrow_compression_method = 'none', output_format_arrow_low_cardinality_as_dictionary = 1, \
          max_block_size = 1000000"
     );

@@ -320,27 +320,34 @@ impl<'p> Driver<'p> {
         for frame in frames {
             expected += events_by_stream(&frame.meta).map_or(0, |_| self.events_for_me(frame));
         }
+        let unwanted = expected.saturating_sub(events.len()) as u64;
         if self.parts.root.on_full == OnFull::DropNewest && (self.parts.pressed)() {
             self.drop_newest(&events);
-            let due = self.recorded_at.elapsed() >= LOOK;
-            return if due { self.write(&mut Effects::default()) } else { Ok(true) };
+            let due = unwanted > 0 || self.recorded_at.elapsed() >= LOOK;
+            let mut fx = Effects::default();
+            self.count_unwanted(unwanted, &mut fx);
+            return if due { self.write(&mut fx) } else { Ok(true) };
         }
-        let (now, taken) = (self.parts.now(), events.len());
+        let now = self.parts.now();
         let mut fx = self.lane.step(&events, now).map_err(|e| self.failed(e))?;
-        if expected > taken {
-            let lost = (expected - taken) as u64;
-            tracing::error!(lane = %self.parts.root.name, events = lost,
-                "events that were accepted for this stream are not wanted by its present routes: counted as dropped");
-            let count = fx.count(&self.parts.root.name);
-            count.received += lost;
-            count.dropped += lost;
-        }
+        self.count_unwanted(unwanted, &mut fx);
         if let Some(newest) = events.iter().map(|e| e.received_ns).max() {
             self.parts.metrics.last_event(newest);
         }
         drop(events);
         self.parts.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
         self.write(&mut fx)
+    }
+
+    /// Events that were accepted for this stream under routes of an earlier configuration.
+    fn count_unwanted(&self, events: u64, fx: &mut Effects) {
+        if events > 0 {
+            tracing::error!(lane = %self.parts.root.name, events,
+                "events that were accepted for this stream are not wanted by its present routes: counted as dropped");
+            let count = fx.count(&self.parts.root.name);
+            count.received += events;
+            count.dropped += events;
+        }
     }
 
     /// Gives events up before they become rows; written down, about once a second, with the position behind them.

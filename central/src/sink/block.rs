@@ -19,6 +19,9 @@ use record::{
 };
 use std::{collections::HashMap, sync::Arc};
 
+/// What a body holds beside its columns, about.
+const BODY_REST_BYTES: usize = 64 << 10;
+
 /// A record whose block was opened and found right.
 #[derive(Debug, Clone)]
 pub struct Opened {
@@ -133,7 +136,9 @@ fn piece(partition: Partition, records: &[Opened]) -> Result<Piece, ArrowError> 
     }
     let columns = fields.iter().map(|f| f.name().clone()).collect();
     let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)?;
-    let mut writer = StreamWriter::try_new(Vec::new(), &batch.schema())?;
+    // Made once in its full size: growing would copy tens of megabytes again and again.
+    let body = Vec::with_capacity(batch.get_array_memory_size() + BODY_REST_BYTES);
+    let mut writer = StreamWriter::try_new(body, &batch.schema())?;
     writer.write(&batch)?;
     writer.finish()?;
     Ok(Piece { columns, body: writer.into_inner()?.into(), rows })
