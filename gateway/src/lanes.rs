@@ -24,7 +24,7 @@ use crate::{
     limits::{HOLD_RETRY, STEP_BYTES, STEP_CHANGES_BYTES_MAX, STEP_EVENTS, STEP_LINGER},
     metrics::LaneMetrics,
     output::{Loss, Output, PendingStep},
-    step::{Effects, Instances, Lane, Now, StepError, keys},
+    step::{Effects, Instances, Lane, Now, StepError, Troubles, keys},
 };
 use journal::{Frame, FrameSeq, JournalError, LogHandle, Reader};
 use record::{StreamName, StreamSchema, clock::Clock};
@@ -104,24 +104,30 @@ enum Ended {
 
 /// Runs a lane until the process stops.
 pub fn run(mut parts: LaneParts) -> Result<(), LaneError> {
-    let mut wait = HOLD_RETRY.0;
+    let (mut wait, mut told) = (HOLD_RETRY.0, None);
+    let troubles = Troubles::default();
     loop {
         let Ok(image) = parts.output.image() else { return Ok(()) };
         let consumed = image.get(&keys::consumed(&parts.root.name)).and_then(keys::read_u64).unwrap_or(0);
         parts.modules_changed.mark_unchanged();
-        let lane = Lane::new(&parts.root, &parts.streams, &*parts.modules, &image, parts.now());
+        let lane = Lane::new(&parts.root, &parts.streams, &*parts.modules, &image, parts.now(), &troubles);
         drop(image);
         let ended = match lane {
-            Ok(lane) => Driver::new(&mut parts, lane, FrameSeq(consumed)).serve(&mut wait)?,
+            Ok(lane) => Driver::new(&mut parts, lane, FrameSeq(consumed), &troubles).serve(&mut wait)?,
             Err(held @ StepError::Held { .. }) => Ended::Held(held),
             Err(broken) => return Err(LaneError::Step(parts.root.name.clone(), broken)),
         };
+        parts.metrics.module_failures(&troubles);
         match ended {
             Ended::Stop => return Ok(()),
             Ended::Rebuild => {}
             Ended::Held(why) => {
-                tracing::warn!(lane = %parts.root.name, reason = %why, retry_in = ?wait, "the lane waits; its events stay in the input log");
-                parts.metrics.held(Some(&why.to_string()));
+                let why = why.to_string();
+                if told.as_ref() != Some(&why) {
+                    tracing::warn!(lane = %parts.root.name, reason = why, retry_in = ?wait, "the lane waits; its events stay in the input log");
+                }
+                parts.metrics.held(Some(&why));
+                told = Some(why);
                 if !parts.rest(wait) {
                     return Ok(());
                 }
@@ -162,6 +168,7 @@ struct Driver<'p> {
     topic: String,
     /// What was dropped since the last step was written.
     lost: Option<Loss>,
+    troubles: &'p Troubles,
 }
 
 /// What woke an idle lane.
@@ -174,7 +181,7 @@ enum Woken {
 }
 
 impl<'p> Driver<'p> {
-    fn new(parts: &'p mut LaneParts, lane: Lane, consumed: FrameSeq) -> Self {
+    fn new(parts: &'p mut LaneParts, lane: Lane, consumed: FrameSeq, troubles: &'p Troubles) -> Self {
         let mut tail = parts.input.watch();
         tail.mark_changed();
         Self {
@@ -188,6 +195,7 @@ impl<'p> Driver<'p> {
             wanted: HashMap::new(),
             topic: String::new(),
             lost: None,
+            troubles,
             parts,
         }
     }
@@ -196,6 +204,11 @@ impl<'p> Driver<'p> {
         let announced = self.lane.schemas().into_iter().filter(|(_, _, forward)| *forward);
         if self.parts.output.announce(announced.map(|(name, schema, _)| (name, schema)).collect()).is_err() {
             return Ok(Ended::Stop);
+        }
+        while let Some(mut fx) = self.lane.settle() {
+            if !self.write(&mut fx)? {
+                return Ok(Ended::Stop);
+            }
         }
         self.parts.metrics.held(None);
         loop {
@@ -402,6 +415,7 @@ impl<'p> Driver<'p> {
         self.looked_at = Instant::now();
         let mut fx = self.lane.idle(self.parts.now()).map_err(|e| self.failed(e))?;
         self.parts.metrics.health(&self.lane.health());
+        self.parts.metrics.module_failures(self.troubles);
         if fx.is_empty() { Ok(true) } else { self.write(&mut fx) }
     }
 

@@ -95,6 +95,12 @@ pub const MODULE_FAILURES_MAX: u32 = 16;
 pub const MODULE_REST: Duration = Duration::from_secs(60);
 /// The first and the longest wait before a held lane tries again.
 pub const HOLD_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How often at once a module is given the states of its open windows, each time in a fresh instance and in smaller parts.
+pub const LOADS_AT_ONCE: u32 = 3;
+/// After more tries than this of a lane that waits for it…
+pub const LOAD_TRIES_MAX: u32 = 10;
+/// …and so much time, a module that still cannot take the states loses them, where its policy is not to wait.
+pub const LOAD_PATIENCE: Duration = Duration::from_secs(120);
 /// Largest uploaded module.
 pub const MODULE_BYTES_MAX: usize = 32 << 20;
 

@@ -2,7 +2,7 @@
 
 use crate::{
     dead_letter::Reason,
-    step::{Effects, Health},
+    step::{Effects, Health, Troubles},
 };
 use daemon::metrics::{Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, Registry, SECONDS};
 use record::{Counts, Seq, StreamName};
@@ -16,7 +16,9 @@ pub struct LanesMetrics {
     undeclared: CounterVec,
     held: GaugeVec,
     suspended: GaugeVec,
+    module_failures: CounterVec,
     open_windows: GaugeVec,
+    windows_forgotten: CounterVec,
     last_event: GaugeVec,
     input_frames_lost: CounterVec,
     step_seconds: HistogramVec,
@@ -49,7 +51,17 @@ impl LanesMetrics {
                 "1 while the stream's module is suspended.",
                 "stream",
             ),
+            module_failures: registry.counter_vec(
+                "tidegate_module_failures_total",
+                "Calls of the stream's module that failed.",
+                &["stream", "reason"],
+            ),
             open_windows: gauge("tidegate_windows_open", "Open windows of the stream.", "stream"),
+            windows_forgotten: registry.counter_vec(
+                "tidegate_windows_forgotten_total",
+                "Open windows that were given up without a result.",
+                &["stream", "cause"],
+            ),
             last_event: gauge(
                 "tidegate_lane_last_event_timestamp_seconds",
                 "When the newest event that the lane took was accepted.",
@@ -124,11 +136,21 @@ impl LaneMetrics {
         }
     }
 
+    /// Counts the calls that failed since this was last done.
+    pub fn module_failures(&self, troubles: &Troubles) {
+        for ((stream, reason), calls) in troubles.take_failures() {
+            self.families.module_failures.with(&[stream.as_str(), reason]).inc_by(calls);
+        }
+    }
+
     /// Counts what a step brought about.
     pub fn effects(&self, fx: &Effects) {
         self.undeclared.inc_by(fx.undeclared);
         for (stream, c) in &fx.counts {
             self.rows(stream, c);
+        }
+        for ((stream, cause), windows) in &fx.forgotten {
+            self.families.windows_forgotten.with(&[stream.as_str(), cause]).inc_by(*windows);
         }
         for letter in &fx.dead_letters {
             self.families.dead_letters.with(&[letter.stream.as_str(), Reason::name(letter.reason)]).inc();

@@ -20,12 +20,14 @@ mod effects;
 mod graph;
 pub mod keys;
 mod module;
+mod troubles;
 mod windows;
 
 pub use dedup::DEDUP_ENTRY_BYTES;
 pub use effects::Effects;
 pub use graph::{Health, Lane, ModulesOf};
 pub use module::{Aggregate, Filter, Instances, Make, Transform};
+pub use troubles::Troubles;
 
 /// The clocks, as the driver read them before the step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::{
     dead_letter::row_json,
     lanes::blocks,
     step::{
-        Lane, StepError, keys,
+        Lane, StepError, Troubles, keys,
         tests::{HOT, NOW, SUMS, config, events, modules, readings, row},
     },
 };
@@ -55,7 +55,7 @@ fn work(
     assert!(matches!(root.from, From::Sources { .. }));
     let image = &recovered.image;
     let consumed = image.get(&keys::consumed(&root.name)).and_then(keys::read_u64).unwrap_or(0);
-    let lane = Lane::new(root, &config.streams, &modules, image, NOW);
+    let lane = Lane::new(root, &config.streams, &modules, image, NOW, &Troubles::default());
     let mut lane = lane.map_err(|e: StepError| panic!("{e}"))?;
     let (mut writer, output) = Writer::new(log, LIFE, recovered.image, Box::new(|| true));
     sent(&writer.log(), left);

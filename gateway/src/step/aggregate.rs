@@ -8,11 +8,11 @@ use super::{
     cells::{self, Pick},
     effects::Effects,
     keys,
-    module::{Aggregate, Guard, Make},
+    module::{Aggregate, Failed, Guard, is_refusal},
     windows::{Closing, Slot, Windows},
 };
 use crate::{
-    config::{ModuleSetting, OnModuleFailure, Window},
+    config::{OnModuleFailure, Window},
     dead_letter::{DeadLetter, Reason},
 };
 use journal::StateImage;
@@ -26,6 +26,10 @@ use udf_host::CallError;
 
 /// Results asked for in one call, and states loaded in one call.
 const GROUPS_PER_CALL: usize = 4_096;
+/// With every further try to load them, fewer of them: one call has a limit of time.
+const FEWER_PER_TRY: usize = 16;
+/// Entries of the state that are taken away in one step.
+const LEAVING_PER_STEP: usize = 20_000;
 
 pub(super) struct Aggregation {
     stream: StreamName,
@@ -36,22 +40,21 @@ pub(super) struct Aggregation {
     key_schema: Arc<StreamSchema>,
     has_device: bool,
     output: Arc<StreamSchema>,
-    /// Windows whose states the module would not load: their entries leave with the next step.
-    refused: Vec<Closing>,
+    /// Keys of the state that are given up, and why.
+    leaving: Vec<Vec<u8>>,
+    leaving_why: &'static str,
 }
 
 impl Aggregation {
     pub(super) fn new(
         stream: &StreamName,
-        setting: &ModuleSetting,
+        mut guard: Guard<dyn Aggregate>,
         window: &Window,
         input: &StreamSchema,
-        make: Make<dyn Aggregate>,
         image: &StateImage,
         now: Now,
     ) -> Result<Self, StepError> {
         let broken = |why: String| StepError::Broken { stream: stream.to_string(), why };
-        let mut guard = Guard::new(stream, setting, make)?;
         let (instance, _) = guard.instance()?;
         let module_columns = instance.output();
         let picks = window.key.iter().map(|name| Pick::named(input, name)).collect::<Option<Vec<_>>>();
@@ -75,11 +78,12 @@ impl Aggregation {
             key_schema: Arc::new(key_schema),
             has_device: window.key.iter().any(|k| k == DEVICE),
             output: Arc::new(output),
-            refused: Vec::new(),
+            leaving: Vec::new(),
+            leaving_why: "",
         };
         me.restore(image, now)
             .ok_or_else(|| broken("the window state in the buffer is damaged".to_owned()))?;
-        me.load_restored()?;
+        me.load_restored(now)?;
         Ok(me)
     }
 
@@ -119,17 +123,38 @@ impl Aggregation {
     }
 
     /// Gives the module the states of the windows that were open. When it refuses them (a new version with another
-    /// layout), the windows begin anew: said in the log, because what was summed up so far is lost to them.
-    fn load_restored(&mut self) -> Result<(), StepError> {
+    /// layout), the windows begin anew: said in the log, because what was summed up so far is lost to them. When it
+    /// fails otherwise (out of time on a busy machine, for instance) the lane waits.
+    fn load_restored(&mut self, now: Now) -> Result<(), StepError> {
         let (slots, states) = self.windows.live();
-        let (instance, _) = self.guard.instance()?;
-        if let Err(error) = load(instance, &slots, &states) {
-            tracing::error!(stream = %self.stream, module = self.guard.module, windows = slots.len(), %error,
-                "the module does not take the states of the open windows: these windows begin anew");
-            self.refused = self.windows.forget_open();
-            self.guard.discard();
+        let Err(error) = self.guard.load(|instance, tries| load(instance, &slots, &states, tries))? else {
+            return Ok(());
+        };
+        let why = if is_refusal(&error) {
+            "refused"
+        } else {
+            self.guard.not_loaded(&error, now)?;
+            "not-loaded"
+        };
+        tracing::error!(stream = %self.stream, module = self.guard.module, windows = slots.len(), %error,
+            "the module does not take the states of the open windows: these windows begin anew");
+        self.leaving_why = why;
+        for window in self.windows.forget_open() {
+            let key = &self.windows.keys[window.key as usize].bytes;
+            self.leaving.push(keys::group(&self.stream, window.start_ns, key));
         }
         Ok(())
+    }
+
+    /// Takes away what could not be restored, a part at a time: a frame has a limit.
+    pub(super) fn settle(&mut self, fx: &mut Effects) {
+        let from = self.leaving.len().saturating_sub(LEAVING_PER_STEP);
+        let leaving = self.leaving.split_off(from);
+        let windows = leaving.iter().filter(|key| keys::is_group(key)).count() as u64;
+        if windows > 0 {
+            *fx.forgotten.entry((self.stream.clone(), self.leaving_why)).or_default() += windows;
+        }
+        leaving.into_iter().for_each(|key| fx.delete(key));
     }
 
     /// Takes rows; gives the results of the windows that closed, if any.
@@ -139,7 +164,7 @@ impl Aggregation {
         now: Now,
         fx: &mut Effects,
     ) -> Result<Option<Batch>, StepError> {
-        self.drop_refused(fx);
+        debug_assert!(self.leaving.is_empty(), "the lane is settled before its first step");
         let assigned = self.windows.assign(rows, now.monotonic_ns);
         let late = |_: &Batch, _| "its window has closed".to_owned();
         self.bury(rows, &assigned.late, Reason::Late, late, now, fx);
@@ -155,7 +180,9 @@ impl Aggregation {
         }
         self.forget_keys(&assigned.forgotten, fx);
         self.save_keys(&assigned.moved, fx);
-        self.close(&assigned.closing, now, fx)
+        let out = self.close(&assigned.closing, now, fx)?;
+        self.guard.loaded();
+        Ok(out)
     }
 
     /// Closes windows of silent keys, or with `all` of every key.
@@ -177,9 +204,9 @@ impl Aggregation {
         let windows = &mut self.windows;
         let count = windows.slots.len() as u32;
         let isolated = self.guard.run(rows, now, |instance, fresh, piece, at| {
-            if fresh {
+            if let Some(tries) = fresh {
                 let (live, states) = windows.live();
-                load(instance, &live, &states)?;
+                load(instance, &live, &states, tries).map_err(Failed::Load)?;
             }
             let groups = &slots[at];
             instance.update(piece, groups, count)?;
@@ -234,13 +261,6 @@ impl Aggregation {
         }
     }
 
-    fn drop_refused(&mut self, fx: &mut Effects) {
-        for window in std::mem::take(&mut self.refused) {
-            let key = &self.windows.keys[window.key as usize].bytes;
-            fx.delete(keys::group(&self.stream, window.start_ns, key));
-        }
-    }
-
     /// The results of windows that close, in order; their states leave.
     fn close(&mut self, closing: &[Closing], now: Now, fx: &mut Effects) -> Result<Option<Batch>, StepError> {
         if closing.is_empty() {
@@ -250,7 +270,7 @@ impl Aggregation {
             closing.iter().filter(|c| self.windows.slots[c.slot as usize].saved.is_some()).copied().collect();
         let mut parts = Vec::new();
         for part in with_rows.chunks(GROUPS_PER_CALL) {
-            match self.finish(part)? {
+            match self.finish(part, now)? {
                 Ok(batch) => parts.push(batch),
                 Err(error) => self.bury_windows(part, &error, now, fx)?,
             }
@@ -264,32 +284,35 @@ impl Aggregation {
         let (instance, fresh) = self.guard.instance()?;
         let cleared = if fresh {
             let (live, states) = self.windows.live();
-            load(instance, &live, &states)
+            load(instance, &live, &states, 0)
         } else {
-            load(instance, &slots, &vec![Vec::new(); slots.len()])
+            load(instance, &slots, &vec![Vec::new(); slots.len()], 0)
         };
-        if cleared.is_err() {
-            self.guard.discard();
+        if let Err(error) = cleared {
+            // Whatever needs an instance next gives a fresh one its states.
+            self.guard.failed(&error);
         }
         if parts.is_empty() { Ok(None) } else { Batch::concat(&parts).map(Some).map_err(|e| self.broken(&e)) }
     }
 
     /// The results of some windows; a module that fails is tried once more with a fresh instance.
-    fn finish(&mut self, part: &[Closing]) -> Result<Result<Batch, CallError>, StepError> {
+    fn finish(&mut self, part: &[Closing], now: Now) -> Result<Result<Batch, CallError>, StepError> {
         let slots: Vec<u32> = part.iter().map(|c| c.slot).collect();
         let mut last = CallError::Guest("not tried".to_owned());
         for _ in 0..2 {
-            let (instance, fresh) = self.guard.instance()?;
-            let loaded = if fresh {
+            if self.guard.instance()?.1 {
                 let (live, states) = self.windows.live();
-                load(instance, &live, &states)
-            } else {
-                Ok(())
-            };
-            match loaded.and_then(|()| instance.finish(&slots)) {
+                if let Err(error) =
+                    self.guard.load(|instance, tries| load(instance, &live, &states, tries))?
+                {
+                    self.guard.not_loaded(&error, now)?;
+                    return Ok(Err(error));
+                }
+            }
+            match self.guard.instance()?.0.finish(&slots) {
                 Ok(columns) => return self.results(part, columns).map(Ok).map_err(|e| self.broken(&e)),
                 Err(error) => {
-                    self.guard.discard();
+                    self.guard.failed(&error);
                     last = error;
                 }
             }
@@ -385,8 +408,15 @@ impl Aggregation {
     }
 }
 
-fn load(instance: &mut dyn Aggregate, slots: &[u32], states: &[Vec<u8>]) -> Result<(), CallError> {
-    for (slots, states) in slots.chunks(GROUPS_PER_CALL).zip(states.chunks(GROUPS_PER_CALL)) {
+/// Loads states, in smaller parts with every try.
+fn load(
+    instance: &mut dyn Aggregate,
+    slots: &[u32],
+    states: &[Vec<u8>],
+    tries: u32,
+) -> Result<(), CallError> {
+    let per_call = (GROUPS_PER_CALL / FEWER_PER_TRY.saturating_pow(tries)).max(1);
+    for (slots, states) in slots.chunks(per_call).zip(states.chunks(per_call)) {
         instance.load(slots, states)?;
     }
     Ok(())

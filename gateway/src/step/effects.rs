@@ -16,6 +16,8 @@ pub struct Effects {
     pub counts: BTreeMap<StreamName, Counts>,
     /// Values stepped over because no column is declared for them.
     pub undeclared: u64,
+    /// Open windows that were given up without a result, by stream and cause.
+    pub forgotten: BTreeMap<(StreamName, &'static str), u64>,
     state: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
 

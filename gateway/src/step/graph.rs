@@ -1,7 +1,7 @@
 //! A root stream and the streams below it, as one piece that takes events.
 
 use super::{
-    Now, StepError,
+    Now, StepError, Troubles,
     aggregate::{Aggregation, bury_rows},
     dedup::Dedup,
     effects::Effects,
@@ -68,17 +68,19 @@ pub(super) struct Making<'m> {
     modules: &'m ModulesOf<'m>,
     image: &'m StateImage,
     now: Now,
+    troubles: &'m Troubles,
 }
 
 impl Lane {
     /// Makes the lane of the root stream `root`. `modules` gives the module of a stream for the columns of its parent;
-    /// `image` is the state after the last step.
+    /// `image` is the state after the last step, `troubles` what the core before this one had with its modules.
     pub fn new(
         root: &Stream,
         streams: &[Stream],
         modules: &ModulesOf<'_>,
         image: &StateImage,
         now: Now,
+        troubles: &Troubles,
     ) -> Result<Self, StepError> {
         let broken = |why: &str| StepError::Broken { stream: root.name.to_string(), why: why.to_owned() };
         let From::Sources { decode, schema, dedup, .. } = &root.from else {
@@ -91,7 +93,7 @@ impl Lane {
                     .ok_or_else(|| broken("its dedup keys are not declared, or damaged in the buffer"))?,
             ),
         };
-        let making = Making { streams, modules, image, now };
+        let making = Making { streams, modules, image, now, troubles };
         Ok(Self {
             stream: root.name.clone(),
             schema: schema.clone(),
@@ -114,6 +116,14 @@ impl Lane {
         let mut out = Vec::new();
         self.below.iter().for_each(|s| s.health(&mut out));
         out
+    }
+
+    /// Takes away what the core found in the state and could not go on from, a part of it at a time; nothing when that
+    /// is done. To be asked for before the first step.
+    pub fn settle(&mut self) -> Option<Effects> {
+        let mut fx = Effects::default();
+        settle(&mut self.below, &mut fx);
+        (!fx.is_empty()).then_some(fx)
     }
 
     /// Takes events. After an error the lane is used up.
@@ -208,22 +218,22 @@ impl Making<'_> {
             module: setting.module.to_string(),
             why,
         };
-        let instances = (self.modules)(stream, input).map_err(held)?;
+        let (instances, troubles) = ((self.modules)(stream, input).map_err(held)?, self.troubles);
         if setting.on_failure == OnModuleFailure::Pass && !matches!(instances, Instances::Filter(_)) {
             return Err(held(NO_PASS.to_owned()));
         }
         match (instances, &setting.window) {
             (Instances::Filter(make), None) => {
-                Ok((Work::Filter(Guard::new(&stream.name, setting, make)?), input.clone()))
+                Ok((Work::Filter(Guard::new(&stream.name, setting, make, troubles)?), input.clone()))
             }
             (Instances::Transform(make), None) => {
-                let mut guard = Guard::new(&stream.name, setting, make)?;
+                let mut guard = Guard::new(&stream.name, setting, make, troubles)?;
                 let output = guard.instance()?.0.output();
                 Ok((Work::Transform(guard), output))
             }
             (Instances::Aggregate(make), Some(window)) => {
-                let work =
-                    Aggregation::new(&stream.name, setting, window, input, make, self.image, self.now)?;
+                let guard = Guard::new(&stream.name, setting, make, troubles)?;
+                let work = Aggregation::new(&stream.name, guard, window, input, self.image, self.now)?;
                 let output = work.output().clone();
                 Ok((Work::Aggregate(Box::new(work)), output))
             }
@@ -291,6 +301,15 @@ fn emit(
     below.iter_mut().try_for_each(|stage| stage.rows(rows, now, fx))
 }
 
+fn settle(stages: &mut [Stage], fx: &mut Effects) {
+    for stage in stages {
+        if let Work::Aggregate(aggregation) = &mut stage.work {
+            aggregation.settle(fx);
+        }
+        settle(&mut stage.below, fx);
+    }
+}
+
 fn quiet(
     stages: &mut [Stage],
     only: Option<&StreamName>,
@@ -317,7 +336,7 @@ fn filtered(
     now: Now,
     fx: &mut Effects,
 ) -> Result<Batch, StepError> {
-    let isolated = guard.run(rows, now, |instance, _, piece, _| instance.keep(piece))?;
+    let isolated = guard.run(rows, now, |instance, _, piece, _| Ok(instance.keep(piece)?))?;
     let mut keep = vec![0_u64; rows.rows().div_ceil(64)];
     let mut set = |row: usize| keep[row / 64] |= 1 << (row % 64);
     let mut judged = 0;
@@ -350,7 +369,7 @@ fn transformed(
     now: Now,
     fx: &mut Effects,
 ) -> Result<Option<Batch>, StepError> {
-    let isolated = guard.run(rows, now, |instance, _, piece, _| instance.apply(piece))?;
+    let isolated = guard.run(rows, now, |instance, _, piece, _| Ok(instance.apply(piece)?))?;
     let taken: usize = isolated.passed.iter().map(|(at, _)| at.len()).sum();
     fx.count(stream).aggregated += taken as u64;
     let poison: Vec<usize> = isolated.poison.iter().map(|p| p.row).collect();

@@ -90,6 +90,11 @@ pub fn group(stream: &StreamName, start_ns: i64, key: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Whether a key of the state is that of an open window.
+pub fn is_group(key: &[u8]) -> bool {
+    key.first() == Some(&b'g')
+}
+
 /// The window start and key behind [`group`], given what follows the prefix.
 pub fn group_parts(rest: &[u8]) -> Option<(i64, &[u8])> {
     let (start, key) = rest.split_first_chunk::<8>()?;

@@ -4,10 +4,10 @@
 //! goes on. A module whose calls keep failing is suspended: its rows follow the policy without being tried, until it has
 //! rested; so a module that spins costs its lane a bounded share of time, and other lanes nothing.
 
-use super::{Now, StepError};
+use super::{Now, StepError, Troubles};
 use crate::{
     config::{ModuleSetting, OnModuleFailure},
-    limits::{MODULE_FAILURES_MAX, MODULE_REST},
+    limits::{LOADS_AT_ONCE, MODULE_FAILURES_MAX, MODULE_REST},
 };
 use record::{Batch, StreamName, StreamSchema, arrow::array::ArrayRef};
 use std::{ops::Range, sync::Arc};
@@ -103,6 +103,21 @@ pub(super) struct Guard<T: ?Sized> {
     failures: u32,
     rests_until_ns: Option<u64>,
     told_ns: Option<u64>,
+    troubles: Troubles,
+}
+
+/// Why a call gave nothing.
+pub(super) enum Failed {
+    /// The call itself.
+    Call(CallError),
+    /// The fresh instance did not take the states that it needs first: no row's fault.
+    Load(CallError),
+}
+
+impl From<CallError> for Failed {
+    fn from(error: CallError) -> Self {
+        Self::Call(error)
+    }
 }
 
 /// How often a module that fails is said to fail.
@@ -113,6 +128,7 @@ impl<T: ?Sized> Guard<T> {
         stream: &StreamName,
         setting: &ModuleSetting,
         make: Make<T>,
+        troubles: &Troubles,
     ) -> Result<Self, StepError> {
         let mut me = Self {
             stream: stream.clone(),
@@ -123,12 +139,13 @@ impl<T: ?Sized> Guard<T> {
             failures: 0,
             rests_until_ns: None,
             told_ns: None,
+            troubles: troubles.clone(),
         };
         me.instance()?;
         Ok(me)
     }
 
-    fn held(&self, why: String) -> StepError {
+    pub(super) fn held(&self, why: String) -> StepError {
         StepError::Held { stream: self.stream.to_string(), module: self.module.clone(), why }
     }
 
@@ -151,13 +168,52 @@ impl<T: ?Sized> Guard<T> {
         self.on_failure
     }
 
-    /// Runs `call` over the batch, in pieces if it fails. `call` gets the instance, whether it is fresh, a piece, and
-    /// where the piece stands. Under the policy `hold` any failure is an error.
+    /// Gives the instance its states, if need be several fresh ones after each other; `load` gets the number of the
+    /// try. When the module refuses them, it is not asked again.
+    pub(super) fn load(
+        &mut self,
+        mut load: impl FnMut(&mut T, u32) -> Result<(), CallError>,
+    ) -> Result<Result<(), CallError>, StepError> {
+        let mut tries = 0;
+        loop {
+            let (instance, _) = self.instance()?;
+            let Err(error) = load(instance, tries) else { return Ok(Ok(())) };
+            self.failed(&error);
+            tries += 1;
+            if is_refusal(&error) || tries >= LOADS_AT_ONCE {
+                return Ok(Err(error));
+            }
+        }
+    }
+
+    /// Throws the instance away after a call of it failed.
+    pub(super) fn failed(&mut self, error: &CallError) {
+        self.troubles.failed(&self.stream, error);
+        self.discard();
+    }
+
+    /// What to do about states that could not be loaded: wait, as the error says; or nothing more, because the lane has
+    /// waited for long enough and its policy is not to wait.
+    pub(super) fn not_loaded(&self, error: &CallError, now: Now) -> Result<(), StepError> {
+        let out_of_patience = self.troubles.not_loaded(&self.stream, now);
+        if out_of_patience && self.on_failure != OnModuleFailure::Hold {
+            return Ok(());
+        }
+        Err(self.held(format!("it cannot take the states of its open windows: {error}")))
+    }
+
+    /// The module went through a step with its states.
+    pub(super) fn loaded(&self) {
+        self.troubles.loaded(&self.stream);
+    }
+
+    /// Runs `call` over the batch, in pieces if it fails. `call` gets the instance; if it is fresh, the number of the
+    /// try to give it its states; a piece, and where the piece stands. Under the policy `hold` any failure is an error.
     pub(super) fn run<R>(
         &mut self,
         batch: &Batch,
         now: Now,
-        mut call: impl FnMut(&mut T, bool, &Batch, Range<usize>) -> Result<R, CallError>,
+        mut call: impl FnMut(&mut T, Option<u32>, &Batch, Range<usize>) -> Result<R, Failed>,
     ) -> Result<Isolated<R>, StepError> {
         if self.rests_until_ns.is_some_and(|until| now.monotonic_ns < until) {
             let error = CallError::Guest("the module is suspended after repeated failures".to_owned());
@@ -166,18 +222,13 @@ impl<T: ?Sized> Guard<T> {
         }
         let mut stuck = None;
         let isolated = isolate(batch, BUDGET, |piece, at| {
-            let (instance, fresh) = match self.instance() {
-                Ok(instance) => instance,
-                Err(e) => {
+            self.attempt(now, |instance, fresh| call(instance, fresh, piece, at.clone())).unwrap_or_else(
+                |e| {
                     stuck = Some(e);
-                    return Err(CallError::Batch("no instance".to_owned()));
-                }
-            };
-            let result = call(instance, fresh, piece, at);
-            if result.is_err() {
-                self.discard();
-            }
-            result
+                    // Ends the search.
+                    Err(CallError::Batch("no instance".to_owned()))
+                },
+            )
         });
         if let Some(stuck) = stuck {
             return Err(stuck);
@@ -186,6 +237,33 @@ impl<T: ?Sized> Guard<T> {
             .map_err(|e| StepError::Broken { stream: self.stream.to_string(), why: e.to_string() })?;
         self.judge(batch.rows(), &isolated, now)?;
         Ok(isolated)
+    }
+
+    /// One call; again with a fresh instance while that does not take its states.
+    fn attempt<R>(
+        &mut self,
+        now: Now,
+        mut call: impl FnMut(&mut T, Option<u32>) -> Result<R, Failed>,
+    ) -> Result<Result<R, CallError>, StepError> {
+        let mut loads = 0;
+        loop {
+            let (instance, fresh) = self.instance()?;
+            match call(instance, fresh.then_some(loads)) {
+                Ok(value) => return Ok(Ok(value)),
+                Err(Failed::Call(error)) => {
+                    self.failed(&error);
+                    return Ok(Err(error));
+                }
+                Err(Failed::Load(error)) => {
+                    self.failed(&error);
+                    loads += 1;
+                    if is_refusal(&error) || loads >= LOADS_AT_ONCE {
+                        self.not_loaded(&error, now)?;
+                        return Ok(Err(error));
+                    }
+                }
+            }
+        }
     }
 
     /// Keeps the count of failures in a row, and suspends.
@@ -223,4 +301,9 @@ impl<T: ?Sized> Guard<T> {
     pub(super) fn is_suspended(&self) -> bool {
         self.rests_until_ns.is_some()
     }
+}
+
+/// Whether the module itself says no; any other failure may be the fault of a busy machine.
+pub(super) fn is_refusal(error: &CallError) -> bool {
+    matches!(error, CallError::Guest(_))
 }

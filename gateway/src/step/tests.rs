@@ -50,6 +50,8 @@ struct Sums {
     groups: Vec<(i64, f64)>,
     refuse_load: bool,
     refuse_finish: bool,
+    /// Out of time when given more states than this at once.
+    slow_load: Option<usize>,
 }
 
 impl Aggregate for Sums {
@@ -80,6 +82,10 @@ impl Aggregate for Sums {
     }
 
     fn load(&mut self, groups: &[u32], states: &[Vec<u8>]) -> Result<(), CallError> {
+        let taken = states.iter().filter(|s| !s.is_empty()).count();
+        if self.slow_load.is_some_and(|most| taken > most) {
+            return Err(CallError::Timeout { limit: std::time::Duration::from_millis(100) });
+        }
         for (g, state) in groups.iter().zip(states) {
             if self.refuse_load && !state.is_empty() {
                 return Err(CallError::Guest("another layout".into()));
@@ -145,6 +151,11 @@ pub(crate) fn modules(stream: &Stream, _: &Arc<StreamSchema>) -> Result<Instance
         "other-sums" => {
             Ok(Instances::Aggregate(Box::new(|| Ok(Box::new(Sums { refuse_load: true, ..Sums::default() })))))
         }
+        "slow-sums" | "stuck-sums" => {
+            let slow_load =
+                Some(if stream.module.as_ref().unwrap().module.name == "slow-sums" { 50 } else { 0 });
+            Ok(Instances::Aggregate(Box::new(move || Ok(Box::new(Sums { slow_load, ..Sums::default() })))))
+        }
         "no-sums" => Ok(Instances::Aggregate(Box::new(|| {
             Ok(Box::new(Sums { refuse_finish: true, ..Sums::default() }))
         }))),
@@ -187,17 +198,20 @@ struct Bench {
     rows: BTreeMap<String, Vec<String>>,
     letters: Vec<(String, Reason, String)>,
     counts: BTreeMap<StreamName, Counts>,
+    forgotten: BTreeMap<(StreamName, &'static str), u64>,
+    troubles: Troubles,
+    now: Now,
 }
 
 impl Bench {
     fn new(streams: &str) -> Self {
-        let (image, rows, letters, counts) = Default::default();
-        Self { config: config(streams), image, rows, letters, counts }
+        let (image, rows, letters, counts, forgotten, troubles) = Default::default();
+        Self { config: config(streams), image, rows, letters, counts, forgotten, troubles, now: NOW }
     }
 
     fn lane(&self) -> Result<Lane, StepError> {
         let streams = &self.config.streams;
-        Lane::new(&streams[0], streams, &modules, &self.image, NOW)
+        Lane::new(&streams[0], streams, &modules, &self.image, self.now, &self.troubles)
     }
 
     fn take(&mut self, mut fx: Effects) {
@@ -210,11 +224,17 @@ impl Bench {
         for (stream, delta) in &fx.counts {
             self.counts.entry(stream.clone()).or_default().add(delta);
         }
+        for (of, n) in &fx.forgotten {
+            *self.forgotten.entry(of.clone()).or_default() += n;
+        }
         self.image.apply(fx.take_changes());
         self.letters.sort_by(|a, b| (&a.0, a.1.name(), &a.2).cmp(&(&b.0, b.1.name(), &b.2)));
     }
 
     fn step(&mut self, lane: &mut Lane, payloads: &[String]) {
+        while let Some(fx) = lane.settle() {
+            self.take(fx);
+        }
         let fx = lane.step(&events(payloads), NOW).unwrap();
         self.take(fx);
     }
@@ -455,6 +475,53 @@ fn a_module_that_refuses_old_states_begins_its_windows_anew() {
     let mut lane = bench.lane().unwrap();
     bench.step(&mut lane, &[row("a", 30, 4.0), row("a", 100, 0.0)]);
     assert_eq!(bench.rows["sums"], [r#"{"time":0,"device":"a","count":1,"sum":4.0}"#]);
+    assert_eq!(bench.forgotten, BTreeMap::from([((StreamName::new("sums").unwrap(), "refused"), 1)]));
+}
+
+#[test]
+fn a_module_too_slow_for_all_states_at_once_gets_them_in_smaller_parts() {
+    let mut bench = Bench::new(SUMS);
+    let mut lane = bench.lane().unwrap();
+    bench.step(&mut lane, &(0..300).map(|i| row(&format!("d{i}"), 1, 1.0)).collect::<Vec<_>>());
+    bench.config = config(&SUMS.replace("sums@1", "slow-sums@1"));
+    let mut lane = bench.lane().unwrap();
+    bench.step(&mut lane, &[row("d7", 2, 2.0), row("d7", 100, 0.0)]);
+    assert_eq!(bench.rows["sums"], [r#"{"time":0,"device":"d7","count":2,"sum":3.0}"#]);
+    assert!(bench.forgotten.is_empty());
+}
+
+#[test]
+fn a_module_that_cannot_load_is_waited_for_and_not_for_ever() {
+    let mut bench = Bench::new(SUMS);
+    let mut lane = bench.lane().unwrap();
+    bench.step(&mut lane, &[row("a", 1, 1.0), row("a", 20, 2.0)]);
+    let stuck = SUMS.replace("sums@1", "stuck-sums@1");
+    bench.config = config(&stuck);
+    for _ in 0..50 {
+        let Err(held @ StepError::Held { .. }) = bench.lane() else { panic!("nothing is forgotten at once") };
+        assert!(held.to_string().contains("cannot take the states"), "{held}");
+    }
+    // It works again: nothing is missing.
+    let before = (bench.image.clone(), bench.troubles.clone());
+    bench.config = config(SUMS);
+    let mut lane = bench.lane().unwrap();
+    bench.step(&mut lane, &[row("a", 100, 0.0)]);
+    assert_eq!(bench.rows["sums"], [r#"{"time":0,"device":"a","count":2,"sum":3.0}"#]);
+    // It never does: in the end the windows begin anew, unless its policy is to wait.
+    bench.image = before.0;
+    let sums = StreamName::new("sums").unwrap();
+    assert!(bench.troubles.take_failures()[&(sums.clone(), "timeout")] >= 50);
+    for policy in ["on-module-failure = \"hold\"\n", ""] {
+        bench.config = config(&format!("{stuck}{policy}"));
+        bench.now = NOW;
+        assert!((0..20).all(|_| bench.lane().is_err()), "{policy}");
+        bench.now.monotonic_ns += 121_000_000_000;
+        assert_eq!(bench.lane().is_err(), !policy.is_empty(), "{policy}");
+    }
+    let mut lane = bench.lane().unwrap();
+    bench.step(&mut lane, &[row("a", 3, 4.0), row("a", 100, 0.0)]);
+    assert_eq!(bench.rows["sums"].last().unwrap(), r#"{"time":0,"device":"a","count":1,"sum":4.0}"#);
+    assert_eq!(bench.forgotten, BTreeMap::from([((sums, "not-loaded"), 1)]));
 }
 
 /// What the windows should hold, worked out without any of the machinery.
