@@ -1,7 +1,7 @@
 //! Rows a second from central's log through the sink into tables, beside the engine's own `INSERT SELECT FROM file` of
 //! the same rows, in one run.
 //!
-//! `cargo xtask bench sink [--json] [--rounds 5] [--rows 4000000]`
+//! `cargo xtask bench sink [--json] [--rounds 5] [--rows 4000000] [--range ROWS]`
 //!
 //! A round: the log is filled with ready-made blocks, as gateways send them; the sink stores them, intents, tokens and
 //! offset commits included; then the engine writes the table to an Arrow file, in the order in which the rows came, and
@@ -74,9 +74,11 @@ fn median(values: &mut [f64]) -> f64 {
 
 async fn bench(args: &[String]) -> Result<bool, Failure> {
     let (rounds, rows) = (number(args, "--rounds", 5).max(1), number(args, "--rows", 4_000_000));
+    let usual = SinkOptions::default();
+    let options = SinkOptions { rows_max: number(args, "--range", usual.rows_max), ..usual };
     let (mut ours, mut engines, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..rounds {
-        let round = round(rows).await?;
+        let round = round(rows, options).await?;
         let (sink, engine) =
             (rows as f64 / round.sink.as_secs_f64(), rows as f64 / round.engine.as_secs_f64());
         eprintln!("round {n}: sink {sink:.0} rows/s, engine {engine:.0} rows/s, ratio {:.2}", sink / engine);
@@ -111,7 +113,7 @@ struct Round {
     engine: Duration,
 }
 
-async fn round(rows: u64) -> Result<Round, Failure> {
+async fn round(rows: u64, sink: SinkOptions) -> Result<Round, Failure> {
     let dir = tempfile::tempdir_in(".")?;
     let folder = dir.path().canonicalize()?;
     let options = embedded::EmbeddedOptions::default();
@@ -132,7 +134,7 @@ async fn round(rows: u64) -> Result<Round, Failure> {
             tables,
             metrics: SinkMetrics::new(&Registry::new()),
             clock: Arc::new(SystemClock::new()),
-            options: SinkOptions::default(),
+            options: sink,
         },
         &mut tasks,
     );

@@ -205,6 +205,11 @@ impl Lane {
         self.position
     }
 
+    /// The next record to read, unless what is known is thrown away.
+    pub fn next_read(&self) -> Offset {
+        self.next_read
+    }
+
     /// The next step, at `now`, with records up to `high` in the log.
     pub fn step(&mut self, now: u64, high: Offset) -> Step {
         if let State::Pause(until, _) = &self.state {

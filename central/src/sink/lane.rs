@@ -1,8 +1,9 @@
 //! Carries out what a lane's core decides: reads the log, commits offsets, inserts, waits.
 
 use super::{
-    core::{Event, Item, Lane, Pace, Step},
-    limits::{BACKOFF_MAX, BACKOFF_MIN, QUIET},
+    ahead::Hands,
+    core::{Event, Lane, Pace, Step},
+    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, QUIET},
     metrics::SinkMetrics,
     store::Store,
 };
@@ -11,18 +12,14 @@ use crate::{
     log::{Log, Offset, Partition, StoredRecord},
 };
 use record::{StreamName, clock::Clock};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// When small batches are stored, and how large one gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SinkOptions {
-    /// Rows of one range.
+    /// Rows of one range; not more than one insert takes, so that a full range makes one part a table.
     pub rows_max: u64,
     /// Bytes of blocks of one range, encoded.
     pub bytes_max: usize,
@@ -32,7 +29,7 @@ pub struct SinkOptions {
 
 impl Default for SinkOptions {
     fn default() -> Self {
-        Self { rows_max: 500_000, bytes_max: 16 << 20, linger: Duration::from_millis(150) }
+        Self { rows_max: BLOCK_ROWS_MAX as u64, bytes_max: 32 << 20, linger: Duration::from_millis(150) }
     }
 }
 
@@ -85,34 +82,37 @@ impl LaneDriver {
 
     async fn work(self) {
         let mut lane = Lane::new(self.log.id(), self.options.pace());
-        let mut records: BTreeMap<Offset, StoredRecord> = BTreeMap::new();
+        let mut hands = Hands::default();
         let mut tail = self.log.tail_moved(self.partition);
         loop {
             let high = *tail.borrow_and_update();
             match lane.step(self.clock.monotonic_ns(), high) {
                 Step::Wait(until) => self.wait(until, Some(&mut tail)).await,
                 Step::Sleep(until) => self.wait(Some(until), None).await,
-                step => self.carry_out(step, &mut lane, &mut records).await,
+                step => self.carry_out(step, &mut lane, &mut hands).await,
             }
-            self.tell(&mut lane, &mut records, high);
+            self.tell(&mut lane, &mut hands, high);
         }
     }
 
-    async fn carry_out(&self, step: Step, lane: &mut Lane, records: &mut BTreeMap<Offset, StoredRecord>) {
+    async fn carry_out(&self, step: Step, lane: &mut Lane, hands: &mut Hands) {
         let now = || self.clock.monotonic_ns();
         match step {
             Step::Start => {
-                records.clear();
+                hands.clear();
                 let answer = self.start().await;
                 lane.on_start(now(), answer);
             }
             Step::Read(from) => {
-                let read = self.log.read(self.partition, from, self.options.bytes_max).await;
-                let answer = read.map(|r| keep(records, r)).map_err(|e| e.to_string());
+                let read = match hands.take_ahead(from) {
+                    Some(read) => Ok(read),
+                    None => self.log.read(self.partition, from, self.options.bytes_max).await,
+                };
+                let answer = read.map(|r| hands.keep(r)).map_err(|e| e.to_string());
                 lane.on_read(now(), answer);
             }
             Step::ReadRange(from, to) => {
-                let answer = self.read_range(from, to).await.map(|r| keep(records, r));
+                let answer = self.read_range(from, to).await.map(|r| hands.keep(r));
                 lane.on_range(now(), answer);
             }
             Step::Commit(offset, metadata) => {
@@ -120,13 +120,16 @@ impl LaneDriver {
                 lane.on_commit(now(), commit.map_err(|e| e.to_string()));
             }
             Step::Insert(intent, offsets) => {
-                let chosen = offsets.iter().filter_map(|o| records.get(o).cloned()).collect();
-                let answers = self.store.insert(self.partition, &intent, chosen).await;
+                let chosen = hands.give(&offsets);
+                let (insert, behind) = (self.store.insert(self.partition, &intent, chosen), intent.to);
+                let bounds = (self.options.rows_max, self.options.bytes_max);
+                let prepare = hands.prepare(&*self.log, self.partition, (behind, lane.next_read()), bounds);
+                let (answers, ()) = tokio::join!(insert, prepare);
                 lane.on_insert(now(), answers);
             }
             Step::ReadBack(from, to) => {
                 let streams: BTreeSet<StreamName> =
-                    records.range(from..to).map(|(_, r)| r.headers.stream.clone()).collect();
+                    hands.range(from, to).map(|r| r.headers.stream.clone()).collect();
                 let found = self.store.read_back(self.partition, from, to, &streams).await;
                 lane.on_read_back(now(), found.map_err(|e| e.to_string()));
             }
@@ -179,13 +182,13 @@ impl LaneDriver {
     }
 
     /// Tells log, metrics and status what happened, and lets go of what is stored.
-    fn tell(&self, lane: &mut Lane, records: &mut BTreeMap<Offset, StoredRecord>, high: Offset) {
+    fn tell(&self, lane: &mut Lane, hands: &mut Hands, high: Offset) {
         let partition = self.partition.to_string();
         for event in lane.take_events() {
             match event {
                 Event::Stored(to) => {
                     let wall = self.clock.wall_ns();
-                    for record in records.range(..to).map(|(_, r)| r) {
+                    for record in hands.range(Offset(0), to) {
                         let h = &record.headers;
                         self.metrics.rows.with(&[h.stream.as_str()]).inc_by(u64::from(h.rows));
                         let delay = wall.saturating_sub(h.produced_at_ns).max(0);
@@ -215,27 +218,8 @@ impl LaneDriver {
                 }
             }
         }
-        *records = records.split_off(&lane.position());
+        hands.let_go(lane.position());
         let lag = high.0.saturating_sub(lane.position().0);
         self.metrics.lag.with(&[&partition]).set(lag as f64);
     }
-}
-
-/// Keeps the records, and gives what the core must know of them.
-fn keep(records: &mut BTreeMap<Offset, StoredRecord>, read: Vec<StoredRecord>) -> Vec<Item> {
-    let mut items = Vec::with_capacity(read.len());
-    for record in read {
-        let h = &record.headers;
-        items.push(Item {
-            offset: record.offset,
-            stream: h.stream.clone(),
-            rows: h.rows,
-            first_seq: h.first_seq,
-            last_seq: h.last_seq,
-            bytes: record.bytes.len(),
-            hash: h.hash,
-        });
-        records.insert(record.offset, record);
-    }
-    items
 }

@@ -8,6 +8,7 @@
 //!
 //! It never talks to gateways and never changes the log except for its own group's offset.
 
+mod ahead;
 pub mod block;
 pub mod core;
 pub mod intent;

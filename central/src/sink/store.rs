@@ -1,6 +1,7 @@
 //! The lane's hands on ClickHouse: insert a range, read one back.
 
 use super::{
+    ahead::Prepared,
     block::{self, Opened, Piece},
     core::{Answer, Found},
     intent::Intent,
@@ -42,16 +43,16 @@ impl Store {
         self.clickhouse.url().is_some()
     }
 
-    /// Inserts records under the intent's tokens, the tables side by side; one answer a table.
+    /// Inserts records, opened or not, under the intent's tokens, the tables side by side; one answer a table.
     pub async fn insert(
         &self,
         partition: Partition,
         intent: &Intent,
-        records: Vec<StoredRecord>,
+        records: Vec<Prepared>,
     ) -> Vec<(StreamName, Answer)> {
-        let mut by_stream: BTreeMap<StreamName, Vec<StoredRecord>> = BTreeMap::new();
-        for record in records {
-            by_stream.entry(record.headers.stream.clone()).or_default().push(record);
+        let mut by_stream: BTreeMap<StreamName, Vec<Prepared>> = BTreeMap::new();
+        for (record, opened) in records {
+            by_stream.entry(record.headers.stream.clone()).or_default().push((record, opened));
         }
         let mut running = JoinSet::new();
         for (stream, records) in by_stream {
@@ -86,7 +87,7 @@ impl Store {
         partition: Partition,
         intent: &Intent,
         stream: &StreamName,
-        records: Vec<StoredRecord>,
+        records: Vec<Prepared>,
     ) -> Result<(), ClickhouseError> {
         let (good, mut refused) = blocking(move || open_all(records)).await?;
         let (good, conflicts) = self.fit(stream, good).await?;
@@ -244,10 +245,10 @@ impl Store {
 
 type StoredAndOpened = (StoredRecord, Opened);
 
-fn open_all(records: Vec<StoredRecord>) -> (Vec<StoredAndOpened>, Vec<Refused>) {
+fn open_all(records: Vec<Prepared>) -> (Vec<StoredAndOpened>, Vec<Refused>) {
     let (mut good, mut refused) = (Vec::with_capacity(records.len()), Vec::new());
-    for record in records {
-        match block::open(&record) {
+    for (record, opened) in records {
+        match opened.map_or_else(|| block::open(&record), Ok) {
             Ok(opened) => good.push((record, opened)),
             Err(reason) => refused.push((record, reason)),
         }
