@@ -74,13 +74,18 @@ impl Quota {
         }
     }
 
-    /// Takes room for a new segment.
+    /// Takes room for a new segment, or for what a frame needs beyond one. Several logs may ask at a time: what is
+    /// counted never passes the bound.
     pub(crate) fn take(&self, bytes: u64) -> Result<(), JournalError> {
         self.refresh();
-        if self.room() < bytes {
-            return Err(JournalError::OverQuota { used: self.used(), limit: self.0.limit, wanted: bytes });
+        let limit = self.0.limit;
+        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= limit);
+        let over = |used| JournalError::OverQuota { used, limit, wanted: bytes };
+        if self.0.free.load(SeqCst).saturating_sub(self.0.headroom) < bytes {
+            return Err(over(self.used()));
         }
-        self.add(bytes);
+        self.0.used.fetch_update(SeqCst, SeqCst, fits).map_err(over)?;
+        let _ = self.0.free.fetch_update(SeqCst, SeqCst, |free| Some(free.saturating_sub(bytes)));
         Ok(())
     }
 

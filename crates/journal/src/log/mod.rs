@@ -281,7 +281,16 @@ impl<D: Disk> Log<D> {
         parts.extend([IoSlice::new(&head), IoSlice::new(meta)]);
         parts.extend(payload.iter().map(|part| IoSlice::new(part)));
         parts.push(IoSlice::new(&padding[..need as usize - unpadded]));
+        // A frame that is larger than what a segment holds makes its file longer.
+        let growth = (newest.tail + need).saturating_sub(newest.file_bytes);
+        let quota = self.shared.options.quota.as_ref().filter(|_| growth > 0);
+        if let Some(quota) = quota {
+            quota.take(growth)?;
+        }
         if let Err(e) = newest.file.write_at(&parts, newest.tail) {
+            if let Some(quota) = quota {
+                quota.release(growth);
+            }
             let path = segment_path(&self.shared.dir, newest.first);
             // Cutting takes the partial frame away; what was preallocated behind it is given up.
             if no_space(&e) && newest.file.set_len(newest.tail).is_ok() {
@@ -294,8 +303,8 @@ impl<D: Disk> Log<D> {
         let (seq, at) = (self.next, newest.tail);
         newest.tail += need;
         newest.used = true;
-        if newest.tail > newest.file_bytes {
-            self.shared.resized(newest.first, newest.file_bytes, newest.tail);
+        if growth > 0 {
+            self.shared.grown(newest.first, newest.tail);
             newest.file_bytes = newest.tail;
         }
         self.next += 1;

@@ -209,12 +209,17 @@ impl<D: Disk> Shared<D> {
         self.publish(&mut state, tail);
     }
 
-    /// A file's length changed.
-    pub(crate) fn resized(&self, first: u64, from: u64, to: u64) {
+    /// A file is longer, by what was taken from the quota for it.
+    pub(crate) fn grown(&self, first: u64, to: u64) {
         let mut state = lock(&self.state);
         if let Some(segment) = state.segments.iter_mut().find(|s| s.first == first) {
             segment.file_bytes = to;
         }
+    }
+
+    /// A file is shorter.
+    pub(crate) fn resized(&self, first: u64, from: u64, to: u64) {
+        self.grown(first, to);
         if let Some(quota) = &self.options.quota {
             quota.release(from);
             quota.add(to);
