@@ -98,8 +98,9 @@ fn start(config: Config) -> anyhow::Result<u8> {
     let exit = runtime.block_on(async {
         let stop = daemon::signal::stop()?;
         Ok::<_, anyhow::Error>(tidegate_central::run(config, stop).await?)
-    })?;
-    // Threads that still wait for a disk are not waited for: the process is done, and every start recovers.
+    });
+    // Threads that still wait for a disk or for work are not waited for, also after a start that failed half-way: the
+    // process is done, and every start recovers.
     runtime.shutdown_background();
-    Ok(exit.code())
+    Ok(exit?.code())
 }

@@ -57,9 +57,10 @@ fn run(config: Config) -> anyhow::Result<u8> {
     let exit = runtime.block_on(async {
         let stop = signal::stop().context("watch for signals")?;
         tidegate_gateway::run(config, stop).await.context("start")
-    })?;
+    });
+    // Not waited for, also after a start that failed half-way: threads of what did start wait for work.
     runtime.shutdown_background();
-    Ok(exit.code())
+    Ok(exit?.code())
 }
 
 fn arguments() -> Result<Option<(PathBuf, bool)>, pico_args::Error> {
