@@ -12,8 +12,9 @@ pub use source::{HttpSource, ListenerSource, MqttSource, Source, SourceKind, Sub
 pub use stream::{Dedup, From, ModuleLimits, ModuleSetting, OnFull, OnModuleFailure, Stream, Window};
 
 use daemon::config::{Checker, ConfigErrors, Document, Section};
-use record::{GatewayId, ModuleRef};
+use record::{GatewayId, ModuleRef, StreamName};
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -40,6 +41,8 @@ pub struct Config {
     pub streams: Vec<Stream>,
     /// Modules and their compiler.
     pub modules: Modules,
+    /// Streams that are no longer configured, and whose waiting events may be given up.
+    pub discard: BTreeSet<StreamName>,
 }
 
 /// `[buffer]`
@@ -99,15 +102,24 @@ impl Config {
         let id = id.required();
         let data_dir = gateway.path_to("data-dir").required();
         let log_json = gateway.choice("log", &[("text", false), ("json", true)]).or(false);
-        let buffer = buffer(&root);
+        let (buffer, discard) = buffer(&root);
         let central = central(&root.section("central"));
         let sources = source::read(&root);
         let streams = stream::read(&root, &sources);
         let modules = modules(&root);
+        for stream in streams.iter().filter(|s| discard.contains(&s.name)) {
+            let message = format!("`{}` is configured below: only what is not can be given up", stream.name);
+            root.section("buffer").error("discard", message);
+        }
         check.finish()?;
         // `id` is only absent when `finish` has refused the file.
         let id = id.or_else(stand_in).expect("\"gateway\" is a valid name");
-        Ok(Self { id, data_dir, admin, log_json, buffer, central, sources, streams, modules })
+        Ok(Self { id, data_dir, admin, log_json, buffer, central, sources, streams, modules, discard })
+    }
+
+    /// Whether a stream takes events from sources, and so has a lane.
+    pub fn is_root(&self, name: &StreamName) -> bool {
+        self.stream(name.as_str()).is_some_and(|s| matches!(s.from, From::Sources { .. }))
     }
 
     /// The stream of this name.
@@ -116,10 +128,12 @@ impl Config {
     }
 }
 
-fn buffer(root: &Section<'_>) -> Buffer {
+fn buffer(root: &Section<'_>) -> (Buffer, BTreeSet<StreamName>) {
     let default =
         Buffer { quota_bytes: 2 << 30, commit_interval: Duration::from_millis(5), segment_bytes: 64 << 20 };
-    let Some(section) = root.optional_section("buffer") else { return default };
+    let Some(section) = root.optional_section("buffer") else {
+        return (default, BTreeSet::new());
+    };
     let quota_bytes = section.bytes("quota", "8 MiB", "64 TiB").or(default.quota_bytes);
     let commit_interval = section.duration("commit-interval", "100 us", "1 s").or(default.commit_interval);
     // A small quota wants small segments: whole segments are what is given back.
@@ -128,7 +142,14 @@ fn buffer(root: &Section<'_>) -> Buffer {
     if segment_bytes.saturating_mul(8) > quota_bytes {
         section.error("quota", "must be at least eight segments");
     }
-    Buffer { quota_bytes, commit_interval, segment_bytes }
+    let mut discard = BTreeSet::new();
+    for name in section.strings("discard").or(Vec::new()) {
+        match StreamName::new(&name) {
+            Ok(name) => drop(discard.insert(name)),
+            Err(e) => section.error("discard", format!("`{name}`: {e}")),
+        }
+    }
+    (Buffer { quota_bytes, commit_interval, segment_bytes }, discard)
 }
 
 fn central(section: &Section<'_>) -> Central {

@@ -24,6 +24,7 @@ pub mod forward;
 pub mod index;
 pub mod ingest;
 pub mod lanes;
+mod left_behind;
 pub mod limits;
 pub mod metrics;
 pub mod modules;
@@ -69,6 +70,15 @@ pub enum StartError {
     /// Modules.
     #[error(transparent)]
     Modules(#[from] modules::ModulesError),
+    /// Events wait for streams that the configuration no longer has.
+    #[error(
+        "the buffer holds events of streams that are not in the configuration: {waiting}; put the streams back until \
+         their events have left, or name them in `discard` of [buffer] to give the events up"
+    )]
+    LeftBehind {
+        /// How many events of which stream.
+        waiting: String,
+    },
     /// An address is taken or not ours.
     #[error("cannot listen on {address} for {what}: {source}")]
     Listen {
@@ -103,6 +113,7 @@ struct Opened {
 pub async fn run<S: Display>(config: Config, stop: impl Future<Output = S>) -> Result<Exit, StartError> {
     let mut tasks = Tasks::new();
     let opened = open(config, &mut tasks)?;
+    left_behind::settle(&opened.config, opened.door.hub().log(), &opened.output, &*opened.clock)?;
     let snapshot = opened.output.snapshot();
     let lanes = opened.start_lanes(&mut tasks);
     opened.start_forwarding(&mut tasks, snapshot.clone());

@@ -32,6 +32,10 @@ pub struct Options {
     pub modules: Vec<&'static str>,
     /// The gateway's quota; its default when empty.
     pub quota: String,
+    /// More lines of the gateway's `[buffer]`.
+    pub buffer: String,
+    /// The gateway's program; the one of the tests' own build when not given.
+    pub gateway_program: Option<PathBuf>,
     /// A rule file.
     pub rules: String,
     /// Alertmanagers' URLs.
@@ -56,6 +60,7 @@ pub struct Plant {
     pub gateway: Option<Program>,
     /// Central, while it runs.
     pub central: Option<Program>,
+    gateway_program: PathBuf,
     // The last field: programs are gone before their folder.
     folder: TempDir,
 }
@@ -64,6 +69,10 @@ impl Plant {
     /// Writes certificates and configurations; starts nothing.
     pub fn prepare(options: &Options) -> anyhow::Result<Self> {
         let folder = TempDir::with_prefix("tidegate-plant-")?;
+        let gateway_program = match &options.gateway_program {
+            Some(program) => program.clone(),
+            None => program::ours("tidegate-gateway")?,
+        };
         let plant = Self {
             mqtt: ports::free(),
             http: ports::free(),
@@ -72,6 +81,7 @@ impl Plant {
             api: Api::at(ports::free()),
             gateway: None,
             central: None,
+            gateway_program,
             folder,
         };
         make_authority(&plant.path("pki"))?;
@@ -107,9 +117,9 @@ impl Plant {
     /// Starts the gateway; it may still be recovering when this returns.
     pub fn start_gateway(&mut self) -> anyhow::Result<()> {
         let config = text(&self.path("gateway.toml"))?;
-        let command = program::ours("tidegate-gateway")?;
         let log = self.path("gateway.log");
-        self.gateway = Some(Program::start("tidegate-gateway", &command, &["--config", &config], &log)?);
+        self.gateway =
+            Some(Program::start("tidegate-gateway", &self.gateway_program, &["--config", &config], &log)?);
         Ok(())
     }
 
@@ -223,9 +233,11 @@ bind = "{}"
 "#,
             self.admin, self.link, self.mqtt, self.http
         );
+        toml.push_str("\n[buffer]\n");
         if !options.quota.is_empty() {
-            let _ = write!(toml, "\n[buffer]\nquota = \"{}\"\n", options.quota);
+            let _ = writeln!(toml, "quota = \"{}\"", options.quota);
         }
+        toml.push_str(&options.buffer);
         if !options.modules.is_empty() {
             toml.push_str("\n[modules.preload]\n");
             for name in &options.modules {

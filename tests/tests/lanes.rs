@@ -36,23 +36,29 @@ on-module-failure = "{on_failure}"
     Options { streams, modules: vec!["misbehave"], ..Options::default() }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_held_lane_delays_neither_acknowledgements_nor_other_lanes() -> anyhow::Result<()> {
-    let mut plant = Plant::start(&options("hold")).await?;
+/// Sends to the held stream, and waits until it waits.
+async fn hold(plant: &Plant) -> anyhow::Result<()> {
     let mut sick = simple::device("press", simple::payloads(0, EVENTS, 0));
     sick.topic = "sick/press/data".to_owned();
     let sending = sick.run(plant.mqtt, Arc::new(Progress::default()), CancellationToken::new());
     tokio::time::timeout(DEADLINE, sending).await.context("the held stream's events are not acknowledged")?;
-    let held = async || {
-        let metrics = plant.gateway_metrics().await.ok()?;
-        (metrics.sum("tidegate_lane_backlog_frames", &[("lane", "sick")]) > 0.0).then_some(())
-    };
-    wait::until("the lane is held", DEADLINE, held).await.with_context(|| plant.logs())?;
+    wait::until("the lane is held", DEADLINE, async || held(plant).await).await.with_context(|| plant.logs())
+}
+
+async fn held(plant: &Plant) -> Option<()> {
+    let metrics = plant.gateway_metrics().await.ok()?;
+    (metrics.sum("tidegate_lane_backlog_frames", &[("lane", "sick")]) > 0.0).then_some(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_lane_delays_neither_acknowledgements_nor_other_lanes() -> anyhow::Result<()> {
+    let mut plant = Plant::start(&options("hold")).await?;
+    hold(&plant).await?;
 
     // The other lane, from acknowledgement to row, while the first one waits.
     simple::send(&plant, "pump", simple::payloads(0, EVENTS, 0)).await?;
     plant.rows(STREAM, EVENTS as u64, DEADLINE).await?;
-    held().await.context("the lane was not held all the while")?;
+    held(&plant).await.context("the lane was not held all the while")?;
 
     // Somebody decides that a bad row is a dead letter: what was held arrives.
     plant.kill_gateway();
@@ -65,4 +71,44 @@ async fn a_held_lane_delays_neither_acknowledgements_nor_other_lanes() -> anyhow
     let audit = plant.api.audit().await?;
     ensure!(audit["lost"] == 0 && audit["duplicated"] == 0, "{audit}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_removed_stream_is_not_thrown_away_by_a_slip() -> anyhow::Result<()> {
+    let mut plant = Plant::start(&options("hold")).await?;
+    hold(&plant).await?;
+    plant.kill_gateway();
+
+    // Without the stream the gateway does not start, and says what waits.
+    let without = Options { streams: simple::stream(&["floor"]), ..options("hold") };
+    plant.configure_gateway(&without)?;
+    plant.start_gateway()?;
+    let said = wait::until("the gateway's refusal", DEADLINE, async || {
+        let gateway = plant.gateway.as_mut()?;
+        gateway.expect_running().is_err().then(|| gateway.log_tail())
+    })
+    .await;
+    let said = said.with_context(|| plant.logs())?;
+    ensure!(said.contains(&format!("{EVENTS} of `sick`")) && said.contains("discard"), "{said}");
+
+    // Whoever means it says so; the events are counted and declared.
+    let meant = Options { buffer: "discard = [\"sick\"]\n".to_owned(), ..without.clone() };
+    plant.configure_gateway(&meant)?;
+    plant.start_gateway()?;
+    plant.gateway_ready().await?;
+    simple::send(&plant, "pump", simple::payloads(0, EVENTS, 0)).await?;
+    plant.rows(STREAM, EVENTS as u64, DEADLINE).await?;
+    let audit = wait::until("the audit knows it", DEADLINE, async || {
+        let audit = plant.api.audit().await.ok()?;
+        (audit["dropped"] == EVENTS as u64 && audit["balanced"] == true).then_some(audit)
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    ensure!(audit["lost"] == 0 && audit["duplicated"] == 0, "{audit}");
+
+    // The next start has nothing to ask.
+    plant.kill_gateway();
+    plant.configure_gateway(&without)?;
+    plant.start_gateway()?;
+    plant.gateway_ready().await
 }
