@@ -13,15 +13,16 @@ use tidegate_tests::{
         exit,
         flood::{Flood, run},
         plain_stream,
-        process::{peak_rss_mib, rss_mib},
+        process::{peak_rss_mb, rss_mb},
         report::Report,
         wants_json,
     },
-    plant::Plant,
+    plant::{Options, Plant},
     program, wait,
 };
+use tokio::runtime::Runtime;
 
-const BACKLOG_BYTES: u64 = 2_000_000_000;
+const BACKLOG_BYTES: f64 = 2e9;
 
 fn main() -> std::process::ExitCode {
     exit(bench())
@@ -30,10 +31,12 @@ fn main() -> std::process::ExitCode {
 fn bench() -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut report = Report::new("footprint");
-    let size = std::fs::metadata(dist_gateway()?)?.len() as f64 / 1e6;
+    let program = dist_gateway()?;
+    let size = std::fs::metadata(&program)?.len() as f64 / 1e6;
     report.at_most("stripped_program_mb", size, 12.0);
-    idle_and_load(&runtime, &mut report)?;
-    reopen(&runtime, &mut report)?;
+    let options = Options { gateway_program: Some(program), ..plain_stream("load") };
+    idle_and_load(&runtime, &options, &mut report)?;
+    reopen(&runtime, &options, &mut report)?;
     Ok(report.finish(wants_json()))
 }
 
@@ -47,34 +50,44 @@ fn dist_gateway() -> Result<PathBuf> {
     Ok(path)
 }
 
-fn idle_and_load(runtime: &tokio::runtime::Runtime, report: &mut Report) -> Result<()> {
-    let plant = runtime.block_on(Plant::start(&plain_stream("load")))?;
+fn idle_and_load(runtime: &Runtime, options: &Options, report: &mut Report) -> Result<()> {
+    let plant = runtime.block_on(Plant::start(options))?;
     let pid = plant.gateway.as_ref().context("started above")?.pid();
-    report.at_most("rss_idle_mib", rss_mib(pid)?, 20.0);
+    report.at_most("rss_idle_mb", rss_mb(pid)?, 20.0);
     let sent = run(&flood(&plant, 1_000_000, 128, Some(100_000)))?;
-    report.figure("load_acknowledged_per_second", sent.per_second());
-    report.at_most("rss_under_load_peak_mib", peak_rss_mib(pid)?, 48.0);
+    report.at_least("load_acknowledged_per_second", sent.per_second(), 95_000.0);
+    report.at_most("rss_under_load_peak_mb", peak_rss_mb(pid)?, 48.0);
     Ok(())
 }
 
-/// Fills the buffer while central is away, kills the gateway and starts it again.
-fn reopen(runtime: &tokio::runtime::Runtime, report: &mut Report) -> Result<()> {
-    let mut options = plain_stream("load");
-    options.quota = "8 GiB".into();
+/// Fills the buffer while central is away, kills the gateway and starts it again; its peak is looked at when everything
+/// that waited for a lane has gone through it.
+fn reopen(runtime: &Runtime, options: &Options, report: &mut Report) -> Result<()> {
+    let options = Options { quota: "8 GiB".into(), ..options.clone() };
     let mut plant = Plant::prepare(&options)?;
     plant.start_gateway()?;
     let mqtt = plant.mqtt;
     let open = async || std::net::TcpStream::connect(mqtt).is_ok();
     runtime.block_on(wait::until_true("the listener is open", Duration::from_secs(60), open))?;
     // 8 KiB a message: what is measured is the backlog, not the number of events.
-    run(&flood(&plant, BACKLOG_BYTES / 8_192, 8_192, None))?;
+    let mut backlog = 0.0;
+    while backlog < BACKLOG_BYTES {
+        run(&Flood { noise: true, ..flood(&plant, 40_000, 8_192, None) })?;
+        backlog = runtime.block_on(plant.gateway_metrics())?.sum("tidegate_buffer_bytes", &[]);
+    }
     plant.kill_gateway();
+    report.at_least("reopened_backlog_mb", backlog / 1e6, BACKLOG_BYTES / 1e6);
     let start = Instant::now();
     plant.start_gateway()?;
     runtime.block_on(wait::until_true("the listener is open again", Duration::from_secs(60), open))?;
     report.at_most("reopen_2gb_seconds", start.elapsed().as_secs_f64(), 1.0);
+    let caught_up = async || {
+        let metrics = plant.gateway_metrics().await;
+        metrics.is_ok_and(|m| m.sum("tidegate_lane_backlog_frames", &[]) == 0.0)
+    };
+    runtime.block_on(wait::until_true("the lane has caught up", Duration::from_secs(120), caught_up))?;
     let pid = plant.gateway.as_ref().context("started above")?.pid();
-    report.at_most("reopen_2gb_rss_peak_mib", peak_rss_mib(pid)?, 48.0);
+    report.at_most("reopen_2gb_rss_peak_mb", peak_rss_mb(pid)?, 48.0);
     Ok(())
 }
 
@@ -85,6 +98,7 @@ fn flood(plant: &Plant, messages: u64, payload_bytes: usize, rate: Option<u64>) 
         in_flight: 500,
         messages,
         payload_bytes,
+        noise: false,
         rate,
         topic_root: "load".into(),
         deadline: Duration::from_secs(300),

@@ -40,6 +40,7 @@ fn bench() -> Result<bool> {
         in_flight: 500,
         messages: MESSAGES,
         payload_bytes: 128,
+        noise: false,
         rate: Some(RATE),
         topic_root: "load".into(),
         deadline: Duration::from_secs(120),

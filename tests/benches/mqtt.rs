@@ -11,7 +11,7 @@ use tidegate_tests::{
         exit,
         flood::{Flood, Flooded, run},
         plain_stream,
-        process::{cpu_seconds, peak_rss_mib},
+        process::{cpu_seconds, peak_rss_mb},
         report::{Report, percentile},
         wants_json,
     },
@@ -62,7 +62,7 @@ fn bench() -> Result<bool> {
             rounds.add(&ours, &theirs, between - before.0, after - before.1);
         }
     }
-    rounds.report(peak_rss_mib(gateway)?)
+    rounds.report(peak_rss_mb(gateway)?)
 }
 
 fn flood(server: SocketAddr) -> Flood {
@@ -72,6 +72,7 @@ fn flood(server: SocketAddr) -> Flood {
         in_flight: 500,
         messages: MESSAGES,
         payload_bytes: 128,
+        noise: false,
         rate: None,
         topic_root: "load".into(),
         deadline: Duration::from_secs(120),
@@ -102,7 +103,7 @@ impl Rounds {
         report.figure("mosquitto_acknowledged_per_second", theirs);
         report.figure("cpu_seconds_per_million", percentile(&mut self.our_cpu, 0.5));
         report.figure("mosquitto_cpu_seconds_per_million", percentile(&mut self.their_cpu, 0.5));
-        report.figure("peak_rss_mib", peak);
+        report.figure("peak_rss_mb", peak);
         report.at_least("ratio_to_mosquitto_without_persistence", ours / theirs, 1.0);
         Ok(report.finish(wants_json()))
     }

@@ -45,7 +45,7 @@ pub fn payloads(from: usize, count: usize, padding: usize) -> Arc<[Vec<u8>]> {
 }
 
 /// Letters and digits without a pattern (the generator is splitmix64), the same for the same seed.
-fn noise(seed: u64, length: usize) -> String {
+pub(crate) fn noise(seed: u64, length: usize) -> String {
     const LETTERS: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/";
     let mut state = seed.wrapping_mul(0xd134_2543_de82_ef95);
     let next = || {

@@ -4,6 +4,7 @@
 //! It is the same for every server that it is pointed at, so that only the servers differ. It never waits longer than
 //! its deadline and never sends to another address than loopback.
 
+use crate::simple;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     cell::Cell,
@@ -26,6 +27,8 @@ pub struct Flood {
     pub messages: u64,
     /// Bytes of each JSON payload, filled up with a text column.
     pub payload_bytes: usize,
+    /// Whether that text has no pattern, so that no compression makes it much smaller.
+    pub noise: bool,
     /// Publishes a second over all connections; `None` sends as fast as acknowledgements come.
     pub rate: Option<u64>,
     /// Topics are `<topic_root>/<connection>/telemetry`.
@@ -69,8 +72,10 @@ fn encode(flood: &Flood, connection: usize) -> Encoded {
             1_700_000_000_000_u64 + (i * flood.connections + connection) as u64,
             i % 100
         );
-        while payload.len() + 2 < flood.payload_bytes {
-            payload.push('x');
+        let padding = flood.payload_bytes.saturating_sub(payload.len() + 2);
+        match flood.noise {
+            true => payload.push_str(&simple::noise((i * flood.connections + connection) as u64, padding)),
+            false => payload.extend(std::iter::repeat_n('x', padding)),
         }
         payload.push_str("\"}");
         publish(&mut out.bytes, &topic, (i + 1) as u16, payload.as_bytes());
@@ -278,6 +283,7 @@ mod tests {
             in_flight: 1,
             messages: 1,
             payload_bytes: 64,
+            noise: false,
             rate: None,
             topic_root: "t".into(),
             deadline: Duration::from_secs(1),

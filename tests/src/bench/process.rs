@@ -2,13 +2,13 @@
 
 use anyhow::{Context as _, Result};
 
-/// Resident memory of a process in MiB.
-pub fn rss_mib(pid: u32) -> Result<f64> {
+/// Resident memory of a process in MB (millions of bytes).
+pub fn rss_mb(pid: u32) -> Result<f64> {
     field_kib(pid, "VmRSS:")
 }
 
-/// The most resident memory that a process ever had, in MiB.
-pub fn peak_rss_mib(pid: u32) -> Result<f64> {
+/// The most resident memory that a process ever had, in MB (millions of bytes).
+pub fn peak_rss_mb(pid: u32) -> Result<f64> {
     field_kib(pid, "VmHWM:")
 }
 
@@ -17,7 +17,7 @@ fn field_kib(pid: u32, name: &str) -> Result<f64> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let line = text.lines().find(|l| l.starts_with(name)).with_context(|| format!("{path} has no {name}"))?;
     let kib: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
-    Ok(kib / 1024.0)
+    Ok(kib * 1024.0 / 1e6)
 }
 
 /// CPU time that a process has used, user and system, in seconds.
@@ -38,8 +38,8 @@ mod tests {
     #[test]
     fn this_process_has_memory_and_time() {
         let pid = std::process::id();
-        assert!(rss_mib(pid).expect("own status") > 0.1);
-        assert!(peak_rss_mib(pid).expect("own status") > 0.1);
+        assert!(rss_mb(pid).expect("own status") > 0.1);
+        assert!(peak_rss_mb(pid).expect("own status") > 0.1);
         assert!(cpu_seconds(pid).expect("own stat") >= 0.0);
     }
 }
