@@ -205,18 +205,23 @@ impl<'p> Driver<'p> {
         if self.parts.output.announce(announced.map(|(name, schema, _)| (name, schema)).collect()).is_err() {
             return Ok(Ended::Stop);
         }
-        while let Some(mut fx) = self.lane.settle() {
+        match self.settle_and_go_on(wait) {
+            Err(LaneError::Step(_, held @ StepError::Held { .. })) => Ok(Ended::Held(held)),
+            ended => ended,
+        }
+    }
+
+    fn settle_and_go_on(&mut self, wait: &mut Duration) -> Result<Ended, LaneError> {
+        while let Some(mut fx) = self.lane.settle(self.parts.now()).map_err(|e| self.failed(e))? {
             if !self.write(&mut fx)? {
                 return Ok(Ended::Stop);
             }
         }
         self.parts.metrics.held(None);
         loop {
-            match self.turn() {
-                Ok(None) => *wait = HOLD_RETRY.0,
-                Ok(Some(ended)) => return Ok(ended),
-                Err(LaneError::Step(_, held @ StepError::Held { .. })) => return Ok(Ended::Held(held)),
-                Err(e) => return Err(e),
+            match self.turn()? {
+                None => *wait = HOLD_RETRY.0,
+                Some(ended) => return Ok(ended),
             }
         }
     }

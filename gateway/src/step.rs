@@ -20,6 +20,7 @@ mod effects;
 mod graph;
 pub mod keys;
 mod module;
+mod shape;
 mod troubles;
 mod windows;
 

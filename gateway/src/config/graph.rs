@@ -1,7 +1,8 @@
 //! The graph of streams: parents before children, no circles, keys that exist.
 
-use super::stream::{From, Stream};
+use super::stream::{From, OnModuleFailure, Stream};
 use daemon::config::Section;
+use record::{StreamName, StreamSchema};
 use std::collections::HashSet;
 
 /// Puts parents before children and reports circles and window keys that no column has.
@@ -59,12 +60,24 @@ fn report(rest: &[(Stream, Section<'_>)]) {
     }
 }
 
-/// Window keys must be columns of the parent where its columns are declared (a root, or filters below one).
+/// A stream and its columns, where the configuration alone tells them: those of a root, and of whatever is sure to be a
+/// filter below one. What other modules make of rows is known when they start; until the key fits, the lane waits.
+fn columns_of<'s>(name: &StreamName, placed: &'s [Stream]) -> Option<(&'s Stream, &'s StreamSchema)> {
+    let stream = placed.iter().find(|s| s.name == *name)?;
+    match (&stream.from, &stream.module) {
+        (From::Sources { schema, .. }, _) => Some((stream, schema)),
+        (From::Stream(parent), Some(m)) if m.on_failure == OnModuleFailure::Pass => {
+            columns_of(parent, placed).map(|(_, schema)| (stream, schema))
+        }
+        (From::Stream(_), _) => None,
+    }
+}
+
+/// Window keys must be columns of the parent.
 fn check_keys(stream: &Stream, section: &Section<'_>, placed: &[Stream]) {
     let Some(window) = stream.module.as_ref().and_then(|m| m.window.as_ref()) else { return };
     let From::Stream(parent) = &stream.from else { return };
-    let Some(parent) = placed.iter().find(|s| s.name == *parent) else { return };
-    let From::Sources { schema, .. } = &parent.from else { return };
+    let Some((parent, schema)) = columns_of(parent, placed) else { return };
     for key in &window.key {
         if key != "device" && !schema.columns().iter().any(|c| c.name == *key) {
             section.error("window", format!("key `{key}` is no column of stream `{}`", parent.name));

@@ -102,6 +102,20 @@ fn rows_do_not_pass_through_a_window() {
 }
 
 #[test]
+fn window_keys_are_columns_also_below_a_filter() {
+    let filter =
+        "[stream.hot]\nfrom = [\"machine\"]\nmodule = \"threshold@1\"\non-module-failure = \"pass\"\n";
+    let below = |key: &str| {
+        let window =
+            format!("window = {{ kind = \"tumbling\", every = \"1 min\", key = [\"device\", \"{key}\"] }}\n");
+        format!("{GOOD}\n{filter}[stream.sums]\nfrom = [\"hot\"]\nmodule = \"stats@1\"\n{window}")
+    };
+    assert!(parse(&below("mode")).is_ok());
+    let errors = parse(&below("line")).expect_err("no such column").errors;
+    assert!(errors.iter().any(|e| e.key == "stream.sums.window" && e.message.contains("line")), "{errors:?}");
+}
+
+#[test]
 fn the_admin_address_stays_on_loopback() {
     let open = GOOD.replace("data-dir = \"data\"", "data-dir = \"data\"\nadmin = \"0.0.0.0:9464\"");
     assert!(parse(&open).is_err());

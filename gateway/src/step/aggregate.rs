@@ -7,8 +7,10 @@ use super::{
     Now, StepError,
     cells::{self, Pick},
     effects::Effects,
+    graph::joined,
     keys,
     module::{Aggregate, Failed, Guard, is_refusal},
+    shape::{Shape, fits},
     windows::{Closing, Slot, Windows},
 };
 use crate::{
@@ -43,6 +45,11 @@ pub(super) struct Aggregation {
     /// Keys of the state that are given up, and why.
     leaving: Vec<Vec<u8>>,
     leaving_why: &'static str,
+    shape: Shape,
+    /// Whether the state says so already.
+    shape_saved: bool,
+    /// Windows of a length that is no longer the stream's, and their keys: they close before anything else.
+    outgrown: (Vec<Closing>, Vec<u32>),
 }
 
 impl Aggregation {
@@ -58,8 +65,10 @@ impl Aggregation {
         let (instance, _) = guard.instance()?;
         let module_columns = instance.output();
         let picks = window.key.iter().map(|name| Pick::named(input, name)).collect::<Option<Vec<_>>>();
-        let picks =
-            picks.ok_or_else(|| broken(format!("a column of the key {:?} is not declared", window.key)))?;
+        // A window has its start as its time: the rows' own cannot be part of its key.
+        let picks = picks.filter(|picks| !picks.contains(&Pick::Time)).ok_or_else(|| {
+            guard.held(format!("a column of the window key {:?} is none of the rows' columns", window.key))
+        })?;
         let key_columns: Vec<Column> = picks
             .iter()
             .filter_map(|pick| match pick {
@@ -68,12 +77,16 @@ impl Aggregation {
             })
             .collect();
         let all = key_columns.iter().chain(module_columns.columns()).cloned().collect();
-        let output = StreamSchema::new(all).map_err(|e| broken(e.to_string()))?;
+        let output = StreamSchema::new(all).map_err(|e| guard.held(e.to_string()))?;
         let key_schema = StreamSchema::new(key_columns).map_err(|e| broken(e.to_string()))?;
+        let windows = Windows::new(window, picks.clone());
         let mut me = Self {
             stream: stream.clone(),
             guard,
-            windows: Windows::new(window, picks),
+            shape: Shape::new(windows.every_ns(), windows.picks(), input),
+            shape_saved: false,
+            outgrown: Default::default(),
+            windows,
             idle_ns: window.idle.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             key_schema: Arc::new(key_schema),
             has_device: window.key.iter().any(|k| k == DEVICE),
@@ -81,9 +94,19 @@ impl Aggregation {
             leaving: Vec::new(),
             leaving_why: "",
         };
-        me.restore(image, now)
-            .ok_or_else(|| broken("the window state in the buffer is damaged".to_owned()))?;
+        let saved = image.get(&keys::window_shape(stream)).and_then(Shape::read);
+        me.shape_saved = saved.as_ref() == Some(&me.shape);
+        let as_saved = saved.as_ref().is_none_or(|saved| saved.key == me.shape.key);
+        if !as_saved || me.restore(image, saved.is_none(), now).is_none() {
+            me.windows = Windows::new(window, picks);
+            me.give_up(image);
+        }
         me.load_restored(now)?;
+        if let Some(saved) = saved.filter(|saved| as_saved && saved.every_ns != me.shape.every_ns) {
+            me.outgrown = me.windows.close_all_of(saved.every_ns);
+            tracing::warn!(stream = %stream, windows = me.outgrown.0.len(),
+                "the length of the windows has changed: those that are open close now");
+        }
         Ok(me)
     }
 
@@ -99,12 +122,16 @@ impl Aggregation {
         self.windows.open_count()
     }
 
-    fn restore(&mut self, image: &StateImage, now: Now) -> Option<()> {
+    /// Puts back what was saved; nothing if it does not fit. With `doubtful` nobody knows what shape it has.
+    fn restore(&mut self, image: &StateImage, doubtful: bool, now: Now) -> Option<()> {
         if let Some(through) = image.get(&keys::forgotten_through(&self.stream)) {
             self.windows.forgotten_through_ns = i64::from_le_bytes(through.try_into().ok()?);
         }
         let prefix = keys::window_keys(&self.stream);
         for (key, value) in image.scan_prefix(&prefix) {
+            if doubtful && !fits(&key[prefix.len()..], self.windows.picks()) {
+                return None;
+            }
             let (newest, closed) = value.split_first_chunk::<8>()?;
             let closed = i64::from_le_bytes(closed.try_into().ok()?);
             self.windows.restore_key(
@@ -120,6 +147,18 @@ impl Aggregation {
             self.windows.restore_window(key, start, value.to_vec()).then_some(())?;
         }
         Some(())
+    }
+
+    /// Keys and windows that were saved under another key cannot go on, and their results would have other columns.
+    fn give_up(&mut self, image: &StateImage) {
+        let saved =
+            |prefix: Vec<u8>| image.scan_prefix(&prefix).map(|(key, _)| key.to_vec()).collect::<Vec<_>>();
+        let (windows, known) = (saved(keys::groups(&self.stream)), saved(keys::window_keys(&self.stream)));
+        tracing::error!(stream = %self.stream, windows = windows.len(), keys = known.len(),
+            "the saved windows do not fit the window key of the configuration: they are given up without results");
+        self.leaving = vec![keys::forgotten_through(&self.stream)];
+        self.leaving.extend(known.into_iter().chain(windows));
+        self.leaving_why = "key-changed";
     }
 
     /// Gives the module the states of the windows that were open. When it refuses them (a new version with another
@@ -146,8 +185,19 @@ impl Aggregation {
         Ok(())
     }
 
-    /// Takes away what could not be restored, a part at a time: a frame has a limit.
-    pub(super) fn settle(&mut self, fx: &mut Effects) {
+    /// Takes away what could not be restored, and closes windows that were outgrown; a part at a time, since a frame has
+    /// a limit. The new shape is saved with the last part: after a crash before that, all this goes on.
+    pub(super) fn settle(&mut self, now: Now, fx: &mut Effects) -> Result<Vec<Batch>, StepError> {
+        if self.leaving.is_empty() && self.outgrown.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (windows, touched) = &mut self.outgrown;
+        let closing: Vec<Closing> = windows.drain(..windows.len().min(GROUPS_PER_CALL)).collect();
+        if windows.is_empty() {
+            let touched = std::mem::take(touched);
+            self.save_keys(&touched, fx);
+        }
+        let out = self.close(&closing, now, fx)?;
         let from = self.leaving.len().saturating_sub(LEAVING_PER_STEP);
         let leaving = self.leaving.split_off(from);
         let windows = leaving.iter().filter(|key| keys::is_group(key)).count() as u64;
@@ -155,16 +205,25 @@ impl Aggregation {
             *fx.forgotten.entry((self.stream.clone(), self.leaving_why)).or_default() += windows;
         }
         leaving.into_iter().for_each(|key| fx.delete(key));
+        if self.leaving.is_empty() && self.outgrown.0.is_empty() {
+            self.save_shape(fx);
+        }
+        Ok(out)
+    }
+
+    fn save_shape(&mut self, fx: &mut Effects) {
+        if !std::mem::replace(&mut self.shape_saved, true) {
+            fx.put(keys::window_shape(&self.stream), self.shape.value());
+        }
     }
 
     /// Takes rows; gives the results of the windows that closed, if any.
-    pub(super) fn rows(
-        &mut self,
-        rows: &Batch,
-        now: Now,
-        fx: &mut Effects,
-    ) -> Result<Option<Batch>, StepError> {
-        debug_assert!(self.leaving.is_empty(), "the lane is settled before its first step");
+    pub(super) fn rows(&mut self, rows: &Batch, now: Now, fx: &mut Effects) -> Result<Vec<Batch>, StepError> {
+        debug_assert!(
+            self.leaving.is_empty() && self.outgrown.0.is_empty(),
+            "the lane is settled before its first step"
+        );
+        self.save_shape(fx);
         let assigned = self.windows.assign(rows, now.monotonic_ns);
         let late = |_: &Batch, _| "its window has closed".to_owned();
         self.bury(rows, &assigned.late, Reason::Late, late, now, fx);
@@ -186,14 +245,9 @@ impl Aggregation {
     }
 
     /// Closes windows of silent keys, or with `all` of every key.
-    pub(super) fn quiet(
-        &mut self,
-        all: bool,
-        now: Now,
-        fx: &mut Effects,
-    ) -> Result<Option<Batch>, StepError> {
+    pub(super) fn quiet(&mut self, all: bool, now: Now, fx: &mut Effects) -> Result<Vec<Batch>, StepError> {
         if !all && self.idle_ns.is_none() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let (closing, touched) = self.windows.close_idle(now.monotonic_ns, self.idle_ns.filter(|_| !all));
         self.save_keys(&touched, fx);
@@ -262,9 +316,9 @@ impl Aggregation {
     }
 
     /// The results of windows that close, in order; their states leave.
-    fn close(&mut self, closing: &[Closing], now: Now, fx: &mut Effects) -> Result<Option<Batch>, StepError> {
+    fn close(&mut self, closing: &[Closing], now: Now, fx: &mut Effects) -> Result<Vec<Batch>, StepError> {
         if closing.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let with_rows: Vec<Closing> =
             closing.iter().filter(|c| self.windows.slots[c.slot as usize].saved.is_some()).copied().collect();
@@ -292,7 +346,7 @@ impl Aggregation {
             // Whatever needs an instance next gives a fresh one its states.
             self.guard.failed(&error);
         }
-        if parts.is_empty() { Ok(None) } else { Batch::concat(&parts).map(Some).map_err(|e| self.broken(&e)) }
+        Ok(joined(parts))
     }
 
     /// The results of some windows; a module that fails is tried once more with a fresh instance.
@@ -310,7 +364,10 @@ impl Aggregation {
                 }
             }
             match self.guard.instance()?.0.finish(&slots) {
-                Ok(columns) => return self.results(part, columns).map(Ok).map_err(|e| self.broken(&e)),
+                // What makes no rows is no answer.
+                Ok(columns) => {
+                    return Ok(self.results(part, columns).map_err(|e| CallError::Answer(e.to_string())));
+                }
                 Err(error) => {
                     self.guard.failed(&error);
                     last = error;

@@ -14,7 +14,7 @@ use crate::{
     event::Event,
 };
 use journal::StateImage;
-use record::{Batch, RecordError, StreamName, StreamSchema};
+use record::{Batch, RecordError, StreamName, StreamSchema, limits::BATCH_ROWS_MAX};
 use std::sync::Arc;
 
 /// A lane's core; see the module above.
@@ -118,12 +118,13 @@ impl Lane {
         out
     }
 
-    /// Takes away what the core found in the state and could not go on from, a part of it at a time; nothing when that
-    /// is done. To be asked for before the first step.
-    pub fn settle(&mut self) -> Option<Effects> {
+    /// Deals with what the core found in the state and cannot go on from (windows of another length are closed, what
+    /// fits no more is taken away), a part of it at a time; nothing when that is done. To be asked for before the first
+    /// step. After an error the lane is used up.
+    pub fn settle(&mut self, now: Now) -> Result<Option<Effects>, StepError> {
         let mut fx = Effects::default();
-        settle(&mut self.below, &mut fx);
-        (!fx.is_empty()).then_some(fx)
+        settle(&mut self.below, now, &mut fx)?;
+        Ok((!fx.is_empty()).then_some(fx))
     }
 
     /// Takes events. After an error the lane is used up.
@@ -269,16 +270,13 @@ impl Stage {
         let out = match &mut self.work {
             Work::Same => {
                 fx.count(stream).kept += rows.rows() as u64;
-                Some(rows.clone())
+                vec![rows.clone()]
             }
-            Work::Filter(guard) => Some(filtered(stream, guard, rows, now, fx)?),
+            Work::Filter(guard) => vec![filtered(stream, guard, rows, now, fx)?],
             Work::Transform(guard) => transformed(stream, guard, &self.schema, rows, now, fx)?,
             Work::Aggregate(aggregation) => aggregation.rows(rows, now, fx)?,
         };
-        match out {
-            Some(out) => emit(&self.stream, self.forward, &mut self.below, &out, now, fx),
-            None => Ok(()),
-        }
+        out.iter().try_for_each(|out| emit(&self.stream, self.forward, &mut self.below, out, now, fx))
     }
 }
 
@@ -301,13 +299,16 @@ fn emit(
     below.iter_mut().try_for_each(|stage| stage.rows(rows, now, fx))
 }
 
-fn settle(stages: &mut [Stage], fx: &mut Effects) {
+fn settle(stages: &mut [Stage], now: Now, fx: &mut Effects) -> Result<(), StepError> {
     for stage in stages {
         if let Work::Aggregate(aggregation) = &mut stage.work {
-            aggregation.settle(fx);
+            for out in aggregation.settle(now, fx)? {
+                emit(&stage.stream, stage.forward, &mut stage.below, &out, now, fx)?;
+            }
         }
-        settle(&mut stage.below, fx);
+        settle(&mut stage.below, now, fx)?;
     }
+    Ok(())
 }
 
 fn quiet(
@@ -320,9 +321,10 @@ fn quiet(
         let wanted = only.is_none_or(|s| *s == stage.stream);
         if let Work::Aggregate(aggregation) = &mut stage.work
             && wanted
-            && let Some(out) = aggregation.quiet(only.is_some(), now, fx)?
         {
-            emit(&stage.stream, stage.forward, &mut stage.below, &out, now, fx)?;
+            for out in aggregation.quiet(only.is_some(), now, fx)? {
+                emit(&stage.stream, stage.forward, &mut stage.below, &out, now, fx)?;
+            }
         }
         quiet(&mut stage.below, only, now, fx)?;
     }
@@ -368,7 +370,7 @@ fn transformed(
     rows: &Batch,
     now: Now,
     fx: &mut Effects,
-) -> Result<Option<Batch>, StepError> {
+) -> Result<Vec<Batch>, StepError> {
     let isolated = guard.run(rows, now, |instance, _, piece, _| Ok(instance.apply(piece)?))?;
     let taken: usize = isolated.passed.iter().map(|(at, _)| at.len()).sum();
     fx.count(stream).aggregated += taken as u64;
@@ -378,12 +380,37 @@ fn transformed(
     bury_rows(stream, &guard.module, Reason::Module, rows, &poison, error, now, fx);
     let parts: Vec<Batch> =
         isolated.passed.into_iter().flat_map(|(_, out)| out).filter(|b| b.rows() > 0).collect();
-    if parts.is_empty() {
-        return Ok(None);
-    }
     debug_assert!(parts.iter().all(|p| p.schema() == schema));
-    Batch::concat(&parts).map(Some).map_err(|e| broken(stream, &e))
+    Ok(joined(parts))
 }
+
+/// Batches put together as far as one may hold them: few blocks are better than many, and a module may answer with more
+/// than one batch can hold.
+pub(super) fn joined(parts: Vec<Batch>) -> Vec<Batch> {
+    let mut out = Vec::new();
+    let (mut group, mut rows, mut bytes) = (Vec::new(), 0, 0);
+    let mut close = |group: &mut Vec<Batch>| {
+        let group = std::mem::take(group);
+        match (group.len() > 1).then(|| Batch::concat(&group)) {
+            Some(Ok(one)) => out.push(one),
+            _ => out.extend(group),
+        }
+    };
+    for part in parts {
+        let size = part.arrow().get_array_memory_size();
+        if rows + part.rows() > BATCH_ROWS_MAX || bytes + size > JOINED_BYTES_MAX {
+            close(&mut group);
+            (rows, bytes) = (0, 0);
+        }
+        (rows, bytes) = (rows + part.rows(), bytes + size);
+        group.push(part);
+    }
+    close(&mut group);
+    out
+}
+
+/// Batches are put together up to about this size in memory.
+const JOINED_BYTES_MAX: usize = 32 << 20;
 
 fn broken(stream: &StreamName, e: &RecordError) -> StepError {
     StepError::Broken { stream: stream.to_string(), why: e.to_string() }

@@ -9,6 +9,7 @@
 //! | `h` stream | columns, see [`columns_value`] | as long as the folder |
 //! | `l` stream 0 `u64` ordinal | a loss entry | until pushed out by newer ones |
 //! | `k` stream 0 key | `i64` newest event time, `i64` closed through | until the key falls silent and its room is needed |
+//! | `w` stream | `i64` length of its windows, then `name:type,` of the key's columns | as long as the folder |
 //! | `e` stream | `i64` windows of forgotten keys are closed through | as long as the folder |
 //! | `g` stream 0 `i64` window start, key | the module's state of the window | until the window closes |
 //! | `d` stream 0 `u64` number | `i64` newest receive time, then 24 bytes a dedup key | until it leaves the dedup window |
@@ -75,6 +76,11 @@ pub fn window_key(stream: &StreamName, key: &[u8]) -> Vec<u8> {
 /// Where the bound stands up to which windows of forgotten keys are closed.
 pub fn forgotten_through(stream: &StreamName) -> Vec<u8> {
     named(b'e', stream)
+}
+
+/// Where the shape of a stream's windows stands.
+pub fn window_shape(stream: &StreamName) -> Vec<u8> {
+    named(b'w', stream)
 }
 
 /// Where the open windows of a stream stand.

@@ -1,5 +1,7 @@
 //! The lane against a plain model, cut into steps and made anew from its state at random places.
 
+mod restore;
+
 use super::*;
 use crate::{
     config::{Config, Stream},
@@ -232,7 +234,7 @@ impl Bench {
     }
 
     fn step(&mut self, lane: &mut Lane, payloads: &[String]) {
-        while let Some(fx) = lane.settle() {
+        while let Some(fx) = lane.settle(NOW).unwrap() {
             self.take(fx);
         }
         let fx = lane.step(&events(payloads), NOW).unwrap();
@@ -464,64 +466,6 @@ fn silent_keys_make_room_for_new_ones() {
     let found = found.filter(|r| devices.iter().any(|d| r.contains(&format!("\"{d}\"")))).count();
     assert_eq!(found, 4, "{:?}", bench.rows["sums"]);
     assert_eq!(bench.count("sums").missing(), 0);
-}
-
-#[test]
-fn a_module_that_refuses_old_states_begins_its_windows_anew() {
-    let mut bench = Bench::new(SUMS);
-    let mut lane = bench.lane().unwrap();
-    bench.step(&mut lane, &[row("a", 1, 1.0), row("a", 20, 2.0)]);
-    bench.config = config(&SUMS.replace("sums@1", "other-sums@1"));
-    let mut lane = bench.lane().unwrap();
-    bench.step(&mut lane, &[row("a", 30, 4.0), row("a", 100, 0.0)]);
-    assert_eq!(bench.rows["sums"], [r#"{"time":0,"device":"a","count":1,"sum":4.0}"#]);
-    assert_eq!(bench.forgotten, BTreeMap::from([((StreamName::new("sums").unwrap(), "refused"), 1)]));
-}
-
-#[test]
-fn a_module_too_slow_for_all_states_at_once_gets_them_in_smaller_parts() {
-    let mut bench = Bench::new(SUMS);
-    let mut lane = bench.lane().unwrap();
-    bench.step(&mut lane, &(0..300).map(|i| row(&format!("d{i}"), 1, 1.0)).collect::<Vec<_>>());
-    bench.config = config(&SUMS.replace("sums@1", "slow-sums@1"));
-    let mut lane = bench.lane().unwrap();
-    bench.step(&mut lane, &[row("d7", 2, 2.0), row("d7", 100, 0.0)]);
-    assert_eq!(bench.rows["sums"], [r#"{"time":0,"device":"d7","count":2,"sum":3.0}"#]);
-    assert!(bench.forgotten.is_empty());
-}
-
-#[test]
-fn a_module_that_cannot_load_is_waited_for_and_not_for_ever() {
-    let mut bench = Bench::new(SUMS);
-    let mut lane = bench.lane().unwrap();
-    bench.step(&mut lane, &[row("a", 1, 1.0), row("a", 20, 2.0)]);
-    let stuck = SUMS.replace("sums@1", "stuck-sums@1");
-    bench.config = config(&stuck);
-    for _ in 0..50 {
-        let Err(held @ StepError::Held { .. }) = bench.lane() else { panic!("nothing is forgotten at once") };
-        assert!(held.to_string().contains("cannot take the states"), "{held}");
-    }
-    // It works again: nothing is missing.
-    let before = (bench.image.clone(), bench.troubles.clone());
-    bench.config = config(SUMS);
-    let mut lane = bench.lane().unwrap();
-    bench.step(&mut lane, &[row("a", 100, 0.0)]);
-    assert_eq!(bench.rows["sums"], [r#"{"time":0,"device":"a","count":2,"sum":3.0}"#]);
-    // It never does: in the end the windows begin anew, unless its policy is to wait.
-    bench.image = before.0;
-    let sums = StreamName::new("sums").unwrap();
-    assert!(bench.troubles.take_failures()[&(sums.clone(), "timeout")] >= 50);
-    for policy in ["on-module-failure = \"hold\"\n", ""] {
-        bench.config = config(&format!("{stuck}{policy}"));
-        bench.now = NOW;
-        assert!((0..20).all(|_| bench.lane().is_err()), "{policy}");
-        bench.now.monotonic_ns += 121_000_000_000;
-        assert_eq!(bench.lane().is_err(), !policy.is_empty(), "{policy}");
-    }
-    let mut lane = bench.lane().unwrap();
-    bench.step(&mut lane, &[row("a", 3, 4.0), row("a", 100, 0.0)]);
-    assert_eq!(bench.rows["sums"].last().unwrap(), r#"{"time":0,"device":"a","count":1,"sum":4.0}"#);
-    assert_eq!(bench.forgotten, BTreeMap::from([((sums, "not-loaded"), 1)]));
 }
 
 /// What the windows should hold, worked out without any of the machinery.

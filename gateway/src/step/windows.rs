@@ -135,6 +135,10 @@ impl Windows {
         }
     }
 
+    pub(super) fn every_ns(&self) -> i64 {
+        self.every_ns
+    }
+
     /// The columns of a key, in its order.
     pub(super) fn picks(&self) -> &[Pick] {
         &self.picks
@@ -351,11 +355,20 @@ impl Windows {
 
     /// Closes every open window of the keys from which nothing came for `idle_ns`, or of all keys.
     pub(super) fn close_idle(&mut self, now_ns: u64, idle_ns: Option<u64>) -> (Vec<Closing>, Vec<u32>) {
+        self.close_as(self.every_ns, now_ns, idle_ns)
+    }
+
+    /// Closes every open window, of a length that is no longer the stream's.
+    pub(super) fn close_all_of(&mut self, every_ns: i64) -> (Vec<Closing>, Vec<u32>) {
+        self.close_as(every_ns, 0, None)
+    }
+
+    fn close_as(&mut self, every_ns: i64, now_ns: u64, idle_ns: Option<u64>) -> (Vec<Closing>, Vec<u32>) {
         let (mut closing, mut touched) = (Vec::new(), Vec::new());
         for (index, key) in self.keys.iter_mut().enumerate() {
             let quiet = idle_ns.is_none_or(|idle| now_ns.saturating_sub(key.last_row_ns) >= idle);
             let Some((newest_start, _)) = key.open.last().copied().filter(|_| quiet) else { continue };
-            key.closed_ns = key.closed_ns.max(newest_start.saturating_add(self.every_ns));
+            key.closed_ns = key.closed_ns.max(newest_start.saturating_add(every_ns));
             touched.push(index as u32);
             closing.extend(key.open.drain(..).map(|(start_ns, slot)| Closing {
                 key: index as u32,
