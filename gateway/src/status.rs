@@ -72,6 +72,11 @@ async fn dead_letters(State(gateway): State<Arc<Gateway>>, Query(page): Query<Pa
 /// Gauges that are read from a snapshot when somebody looks.
 pub fn register(gateway: &Arc<Gateway>, registry: &Registry) {
     let log = registry.gauge_vec("tidegate_buffer_bytes", "Bytes of the log's segments.", &["log"]);
+    let written = registry.counter_vec(
+        "tidegate_buffer_written_bytes_total",
+        "Bytes of frames and checkpoints written to the log.",
+        &["log"],
+    );
     let quota = registry.gauge("tidegate_buffer_quota_bytes", "What both logs may take together.");
     let backlog: GaugeVec = registry.gauge_vec(
         "tidegate_lane_backlog_frames",
@@ -94,6 +99,12 @@ pub fn register(gateway: &Arc<Gateway>, registry: &Registry) {
     registry.on_scrape(move || {
         log.with(&["input"]).set(parts.door.hub().log().bytes() as f64);
         log.with(&["output"]).set(parts.output.bytes() as f64);
+        for (name, bytes) in
+            [("input", parts.door.hub().log().written_bytes()), ("output", parts.output.written_bytes())]
+        {
+            let counter = written.with(&[name]);
+            counter.inc_by(bytes.saturating_sub(counter.get()));
+        }
         quota.set(parts.quota.limit() as f64);
         waiting.set(parts.door.backlog_bytes() as f64);
         full.set(if parts.door.is_over_quota() { 1.0 } else { 0.0 });

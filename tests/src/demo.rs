@@ -66,6 +66,19 @@ struct Run {
     expected: Expected,
     began: Instant,
     outages: Vec<Outage>,
+    shown: Shown,
+}
+
+/// What the last line of progress said, for the rates of the next one.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shown {
+    at: Duration,
+    sent: u64,
+    acknowledged: u64,
+    rows: u64,
+    /// Rows in central's log, of all streams: of the central that runs now, and of the one before.
+    stored: u64,
+    stored_before: u64,
 }
 
 /// Runs it; progress goes to stderr. Gives the installation too, still running.
@@ -77,7 +90,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<(Report, Plant)> {
     eprintln!("both are ready after {:.1} s", began.elapsed().as_secs_f64());
     let expected = machines::expected(settings.readings);
     let progress = Arc::new(Progress::default());
-    let mut run = Run { plant, webhook, progress, expected, began, outages: Vec::new() };
+    let mut run =
+        Run { plant, webhook, progress, expected, began, outages: Vec::new(), shown: Shown::default() };
     let taken = run.send(settings).await?;
     run.settle().await?;
     let verdict = machines::judge(&run.plant.api, MACHINES, &run.expected).await?;
@@ -192,25 +206,43 @@ impl Run {
         self.outages.push(Outage { from, until: Instant::now() });
     }
 
-    async fn show_progress(&self, total: u64) {
+    async fn show_progress(&mut self, total: u64) {
         use std::io::{IsTerminal, Write};
-        let seconds = self.began.elapsed().as_secs_f64();
+        let now = self.began.elapsed();
         // A central that is just starting has no answer; the line then says so.
-        let rows = self.plant.api.count(RAW).await.map_or_else(|_| "?".to_owned(), |n| n.to_string());
-        let acknowledged = self.progress.acknowledged();
+        let rows = self.plant.api.count(RAW).await.ok();
+        let (sent, acknowledged) = (self.progress.sent(), self.progress.acknowledged());
+        let stored =
+            self.plant.central_metrics().await.map(|m| m.sum("tidegate_link_rows_total", &[]) as u64);
+        let mut shown = Shown { at: now, sent, acknowledged, ..self.shown };
+        shown.rows = rows.unwrap_or(shown.rows);
+        if let Ok(stored) = stored {
+            // A central that was started again counts from nothing.
+            shown.stored_before += if stored < shown.stored { shown.stored } else { 0 };
+            shown.stored = stored;
+        }
+        let rate = |now: u64, before: u64| {
+            let seconds = (shown.at - self.shown.at).as_secs_f64().max(0.001);
+            format!("{:.0}/s", now.saturating_sub(before) as f64 / seconds)
+        };
         let line = format!(
-            "{seconds:5.1} s  published {}/{total}  acknowledged {acknowledged} ({:.0}/s)  rows {rows}  alerts {}",
-            self.progress.sent(),
-            acknowledged as f64 / seconds,
+            "{:5.1} s  published {sent}/{total} ({})  acknowledged {acknowledged} ({})  stored {}  rows {} ({})  alerts {}",
+            now.as_secs_f64(),
+            rate(sent, self.shown.sent),
+            rate(acknowledged, self.shown.acknowledged),
+            shown.stored_before + shown.stored,
+            rows.map_or_else(|| "?".to_owned(), |n| n.to_string()),
+            rate(shown.rows, self.shown.rows),
             self.webhook.fired(),
         );
+        self.shown = shown;
         let mut err = std::io::stderr();
         let _ = if err.is_terminal() { write!(err, "\r{line}\x1b[K") } else { writeln!(err, "{line}") };
         let _ = err.flush();
     }
 
     /// Waits until as many rows as there have to be are in the raw table.
-    async fn rows_arrive(&self, total: u64) -> anyhow::Result<()> {
+    async fn rows_arrive(&mut self, total: u64) -> anyhow::Result<()> {
         let wanted = (self.expected.rows.len() * MACHINES) as u64;
         let deadline = Instant::now() + SETTLE;
         loop {
@@ -281,6 +313,7 @@ impl Run {
             dead_lettered,
             dead_letters_wrong: letters_wrong,
             alerts_fired: self.webhook.fired() as u64,
+            alerts_doubled: self.webhook.doubled() as u64,
             first_alert: self.webhook.received().into_iter().find(|alert| alert["status"] == "firing"),
             balanced: audit["balanced"] == true && verdict.is_right() && letters_wrong == 0,
             examples: verdict.examples(),

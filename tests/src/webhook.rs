@@ -1,6 +1,6 @@
 //! A receiver of alerts: a small HTTP server that remembers every notification.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -47,6 +47,16 @@ impl Webhook {
         let received = self.received();
         let firing = received.iter().filter(|alert| alert["status"] == "firing");
         firing.filter_map(|alert| alert["id"].as_str()).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Alerts that were told twice under different ids: the same labels, firing since the same moment.
+    pub fn doubled(&self) -> usize {
+        let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for alert in self.received().iter().filter(|alert| alert["status"] == "firing") {
+            let what = format!("{} {}", alert["labels"], alert["active_since"]);
+            ids.entry(what).or_default().insert(alert["id"].to_string());
+        }
+        ids.values().map(|ids| ids.len() - 1).sum()
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Report {
     pub dead_letters_wrong: u64,
     /// Alerts that began to fire, as the webhook got them.
     pub alerts_fired: u64,
+    /// Alerts that were told again under another id.
+    pub alerts_doubled: u64,
     /// The first of them.
     pub first_alert: Option<Value>,
     /// Whether every term of the audit fits and every row is right.
@@ -59,26 +61,40 @@ pub struct Report {
     pub addresses: Vec<(&'static str, String)>,
 }
 
-/// Bytes per row, where they could be measured.
+/// Bytes per event, where they could be measured; programs that were killed count from their last start.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sizes {
-    /// On the wire from gateway to central, as blocks; all streams.
+    /// Written to the gateway's disk, in both logs.
+    pub gateway_disk: Option<f64>,
+    /// On the wire from gateway to central, as blocks: what the event itself and all that is computed from it take.
     pub wire: Option<f64>,
     /// On disk in the raw table.
     pub table: Option<f64>,
 }
 
 impl Sizes {
-    /// Asks central's metrics and ClickHouse's own tables.
+    /// Asks both programs' metrics and ClickHouse's own tables.
     pub async fn measure(plant: &Plant) -> Self {
         let sql = "select sum(bytes_on_disk) / sum(rows) from system.parts where active and database = 'tidegate' \
                    and table = 'machine'";
         let table = plant.api.query(sql).await.ok();
         let table = table.and_then(|rows| tables::float(rows.first()?.first()?));
-        let metrics = plant.central_metrics().await.unwrap_or_default();
-        let (bytes, rows) =
-            (metrics.sum("tidegate_link_bytes_total", &[]), metrics.sum("tidegate_link_rows_total", &[]));
-        Self { wire: (rows > 0.0).then(|| bytes / rows), table }
+        let ratio = |bytes: f64, events: f64| (events > 0.0).then(|| bytes / events);
+        let gateway = plant.gateway_metrics().await.unwrap_or_default();
+        let gateway_disk = ratio(
+            gateway.sum("tidegate_buffer_written_bytes_total", &[]),
+            gateway.sum("tidegate_ingest_events_total", &[]),
+        );
+        let central = plant.central_metrics().await.unwrap_or_default();
+        // All streams' blocks over the raw stream's rows: of the rows of a link, this share is raw.
+        let raw = plant.api.count(RAW).await.unwrap_or(0) as f64;
+        let mut all = raw;
+        for table in [HOT, HOURLY, "dead_letters"] {
+            all += plant.api.count(table).await.unwrap_or(0) as f64;
+        }
+        let rows = central.sum("tidegate_link_rows_total", &[]) * raw / all.max(1.0);
+        let wire = ratio(central.sum("tidegate_link_bytes_total", &[]), rows);
+        Self { gateway_disk, wire, table }
     }
 }
 
@@ -105,6 +121,7 @@ impl Report {
             && self.dead_letters_wrong == 0
             && self.events_acknowledged == self.events_expected
             && self.alerts_fired > 0
+            && self.alerts_doubled == 0
     }
 
     /// The one JSON object.
@@ -119,6 +136,7 @@ impl Report {
             "duplicated": self.duplicated,
             "dead_lettered": self.dead_lettered,
             "alerts_fired": self.alerts_fired,
+            "alerts_doubled": self.alerts_doubled,
             "balanced": self.balanced,
             "kills": self.kills,
             "seconds": (self.seconds * 10.0).round() / 10.0,
@@ -126,8 +144,9 @@ impl Report {
             "latency_ms_p99": self.latency_ms_p99.round(),
             "latency_ms_worst": self.latency_ms_worst.round(),
             "latency_samples": self.latency_samples,
-            "bytes_per_row_wire": self.sizes.wire,
-            "bytes_per_row_table": self.sizes.table,
+            "bytes_per_event_gateway_disk": self.sizes.gateway_disk,
+            "bytes_per_event_wire": self.sizes.wire,
+            "bytes_per_event_table": self.sizes.table,
             "first_alert": self.first_alert,
             "examples": self.examples,
             "audit": self.audit,
@@ -206,7 +225,8 @@ impl fmt::Display for Report {
         let size = |size: Option<f64>| size.map_or("not measured".to_owned(), |bytes| format!("{bytes:.1}"));
         writeln!(
             out,
-            "Bytes per row: {} on the wire, {} on disk in the table",
+            "Bytes per event: {} written to the gateway's disk, {} on the wire, {} on disk in the raw table",
+            size(self.sizes.gateway_disk),
             size(self.sizes.wire),
             size(self.sizes.table)
         )?;

@@ -64,6 +64,8 @@ pub(crate) struct State<F> {
     pub newest: Option<Arc<F>>,
     pub appended: Tail,
     pub durable: Tail,
+    /// Bytes of frames and checkpoints written since the log was opened.
+    pub written: u64,
     /// Seq of the newest durable checkpoint; it is the first frame of its segment.
     pub checkpoint: Option<u64>,
     poisoned: Option<String>,
@@ -117,6 +119,7 @@ impl<D: Disk> Shared<D> {
             newest,
             appended: tail,
             durable: tail,
+            written: 0,
             checkpoint,
             poisoned: None,
             moved: Some(moved),
@@ -194,6 +197,7 @@ impl<D: Disk> Shared<D> {
     pub(crate) fn appended(&self, at: u64, tail: Tail) {
         let mut state = lock(&self.state);
         state.appended = tail;
+        state.written += tail.offset - at;
         if let Some(segment) = state.segments.back_mut() {
             segment.note(tail.seq, at);
         }
@@ -206,6 +210,7 @@ impl<D: Disk> Shared<D> {
         state.segments.push_back(segment);
         state.newest = Some(file);
         state.appended = tail;
+        state.written += tail.offset;
         self.publish(&mut state, tail);
     }
 
@@ -361,6 +366,11 @@ impl<D: Disk> LogHandle<D> {
     /// Why the log is poisoned, if it is.
     pub fn poisoned(&self) -> Option<String> {
         lock(&self.shared.state).poisoned.clone()
+    }
+
+    /// Bytes of frames and checkpoints written since the log was opened: what the disk had to take.
+    pub fn written_bytes(&self) -> u64 {
+        lock(&self.shared.state).written
     }
 
     /// Bytes of all segment files.
