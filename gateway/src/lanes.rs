@@ -41,6 +41,8 @@ pub type ModulesFor = Arc<dyn Fn(&Stream, &Arc<StreamSchema>) -> Result<Instance
 
 /// How often an idle lane looks at the clock: for silent windows, and to record the position it has read to.
 const LOOK: Duration = Duration::from_secs(1);
+/// What the loss ledger says of input that was not readable; its number of rows is 0, since nobody knows it.
+const INPUT_DAMAGED: &str = "input frames were damaged: how many events they held is not known";
 
 /// What a lane may be told.
 #[derive(Debug)]
@@ -168,6 +170,8 @@ struct Driver<'p> {
     topic: String,
     /// What was dropped since the last step was written.
     lost: Option<Loss>,
+    /// Input that was not readable, likewise.
+    damaged: Option<Loss>,
     troubles: &'p Troubles,
 }
 
@@ -195,6 +199,7 @@ impl<'p> Driver<'p> {
             wanted: HashMap::new(),
             topic: String::new(),
             lost: None,
+            damaged: None,
             troubles,
             parts,
         }
@@ -314,6 +319,15 @@ impl<'p> Driver<'p> {
             tracing::error!(lane = %self.parts.root.name, first = %gap.first, last = %gap.last, cause = ?gap.cause,
                 "input frames are not readable: their events are lost to this lane");
             self.parts.metrics.input_frames_lost.inc_by(gap.frames());
+            let now = self.parts.clock.wall_ns();
+            self.damaged = Some(Loss {
+                stream: self.parts.root.name.clone(),
+                seqs: Default::default(),
+                times_ns: (now, now),
+                // What stood in them nobody knows.
+                rows: 0,
+                reason: INPUT_DAMAGED.to_owned(),
+            });
         }
     }
 
@@ -427,7 +441,8 @@ impl<'p> Driver<'p> {
     /// Hands effects over with the position read so far; false when the writer is gone.
     fn write(&mut self, fx: &mut Effects) -> Result<bool, LaneError> {
         let name = self.parts.root.name.clone();
-        let losses: Vec<Loss> = self.lost.take().filter(|l| l.rows > 0).into_iter().collect();
+        let dropped = self.lost.take().filter(|l| l.rows > 0);
+        let losses: Vec<Loss> = dropped.into_iter().chain(self.damaged.take()).collect();
         for loss in &losses {
             let count = fx.count(&name);
             count.received += loss.rows;

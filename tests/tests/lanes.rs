@@ -1,5 +1,6 @@
 //! A stream held back by its module delays nobody else: neither its own acknowledgements nor another lane's rows.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,4 +112,46 @@ async fn what_waits_for_a_removed_stream_is_not_thrown_away_by_a_slip() -> anyho
     plant.configure_gateway(&without)?;
     plant.start_gateway()?;
     plant.gateway_ready().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_input_frame_costs_its_events_and_the_audit_says_so() -> anyhow::Result<()> {
+    let mut plant = Plant::start(&options("hold")).await?;
+    hold(&plant).await?;
+    plant.kill_gateway();
+    flip_a_byte(&plant.path("gateway-data/input"), br#""value":250,"#)?;
+
+    plant.configure_gateway(&options("dead-letter"))?;
+    plant.start_gateway()?;
+    plant.gateway_ready().await?;
+    let last = (EVENTS - 1).to_string();
+    let arrived = format!("select count() from sick where value = {last}");
+    wait::until("what stands behind the damage", DEADLINE, async || {
+        plant.api.number(&arrived).await.ok().filter(|n| *n == 1)
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    ensure!(plant.api.count("sick").await? < EVENTS as u64, "a damaged frame was taken for a good one");
+    let problems = wait::until("the audit knows it", DEADLINE, async || {
+        let audit = plant.api.audit().await.ok()?;
+        let problems = audit["problems"].to_string();
+        (audit["balanced"] == false && problems.contains("damaged")).then_some(problems)
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    ensure!(problems.contains("sick"), "{problems}");
+    Ok(())
+}
+
+/// Changes a byte of the first place where a segment holds `text`.
+fn flip_a_byte(log: &Path, text: &[u8]) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(log)? {
+        let path = entry?.path();
+        let mut bytes = std::fs::read(&path)?;
+        if let Some(at) = bytes.windows(text.len()).position(|window| window == text) {
+            bytes[at + 1] ^= 1;
+            return Ok(std::fs::write(&path, bytes)?);
+        }
+    }
+    anyhow::bail!("no segment in {} holds it", log.display())
 }

@@ -259,6 +259,10 @@ impl StreamJudge<'_> {
                 r.lost += u64::try_from(missing).unwrap_or(u64::MAX);
             }
         }
+        // Losses of unknown number are in no count.
+        for loss in c.losses.iter().filter(|loss| loss.rows == 0) {
+            r.problems.push(format!("the gateway's loss ledger: {}", loss.reason));
+        }
         if counts.produced != c.as_of.0 {
             r.problems
                 .push(format!("the gateway produced {} rows and stands at seq {}", counts.produced, c.as_of));

@@ -1,7 +1,7 @@
 //! Each way of losing or doubling a row is found and named; a sound installation is balanced.
 
 use super::*;
-use crate::log::{ContentType, Counted, Head, Offset, Partition, RecordHeaders};
+use crate::log::{ContentType, Counted, Head, LossEntry, Offset, Partition, RecordHeaders};
 use record::{Digest, Seq};
 
 const P: Partition = Partition(0);
@@ -169,6 +169,18 @@ fn the_gateways_own_equation() {
     let c = &mut stream(&mut e).counted.as_mut().expect("there").counts;
     (c.filtered, c.dead_lettered) = (11, 1);
     expect(&e, 0, 0, "its streams counted 1 dead letters, 0 were written");
+    let mut e = sound();
+    let damage = LossEntry {
+        ordinal: 1,
+        first_seq: Seq(0),
+        last_seq: Seq(0),
+        first_time_ns: 1,
+        last_time_ns: 2,
+        rows: 0,
+        reason: "input frames were damaged".to_owned(),
+    };
+    stream(&mut e).counted.as_mut().expect("there").losses.push(damage);
+    expect(&e, 0, 0, "input frames were damaged");
 }
 
 #[test]
