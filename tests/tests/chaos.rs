@@ -6,5 +6,10 @@ use tidegate_tests::chaos::{self, Settings};
 async fn ten_rounds_lose_nothing_and_double_nothing() -> anyhow::Result<()> {
     let outcome = chaos::run(Settings { rounds: 10, seed: 1 }).await?;
     eprintln!("{}", outcome.json());
+    anyhow::ensure!(
+        outcome.kills.iter().all(|kills| *kills > 0),
+        "not every program was killed: {:?}",
+        outcome.kills
+    );
     chaos::check(&outcome)
 }

@@ -51,7 +51,7 @@ fn guests() -> anyhow::Result<Vec<PathBuf>> {
 
 /// Builds everything, then becomes a program of the `tests` package.
 pub(crate) fn program_of_tests(name: &str, args: &[String]) -> anyhow::Result<()> {
-    setup::all()?;
+    setup::demonstration()?;
     eprintln!("building");
     programs()?;
     modules()?;

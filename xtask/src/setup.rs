@@ -24,6 +24,8 @@ struct Need {
     what: &'static str,
     why: &'static str,
     package: &'static str,
+    /// The demonstration and the benchmarks do without it.
+    tests_only: bool,
     there: fn() -> bool,
 }
 
@@ -32,43 +34,57 @@ const NEEDS: &[Need] = &[
         what: "a C compiler",
         why: "some dependencies compile C",
         package: "build-essential",
+        tests_only: false,
         there: || on_path("cc") && on_path("make"),
     },
     Need {
         what: "setpriv",
         why: "ends the programs that a test started when the test is killed",
         package: "util-linux",
+        tests_only: false,
         there: || on_path("setpriv"),
     },
     Need {
         what: "mosquitto",
         why: "the tests subscribe to a real broker",
         package: "mosquitto",
+        tests_only: true,
         there: || on_path("mosquitto"),
     },
     Need {
         what: "promtool",
         why: "the tests lint metrics and alerting rules",
         package: "prometheus",
+        tests_only: true,
         there: || on_path("promtool"),
     },
     Need {
         what: "Alertmanager",
         why: "the tests deliver alerts to it",
         package: "prometheus-alertmanager",
+        tests_only: true,
         there: || on_path("prometheus-alertmanager") || on_path("alertmanager"),
     },
 ];
 
-/// Everything for tests and demonstration.
+/// Everything for the tests.
 pub(crate) fn all() -> anyhow::Result<()> {
+    check(true)
+}
+
+/// Everything for the demonstration.
+pub(crate) fn demonstration() -> anyhow::Result<()> {
+    check(false)
+}
+
+fn check(tests: bool) -> anyhow::Result<()> {
     let began = Instant::now();
     if !on_path("npm") {
         bail!(
             "npm is needed, to fetch the ClickHouse engine: install Node.js from https://nodejs.org or your system's packages"
         );
     }
-    packages()?;
+    packages(tests)?;
     for_modules()?;
     libchdb::libchdb()?;
     if began.elapsed().as_secs() >= 1 {
@@ -96,8 +112,9 @@ pub(crate) fn for_modules() -> anyhow::Result<()> {
     install(&packages, "they build the WASM modules")
 }
 
-fn packages() -> anyhow::Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.there)()).collect();
+fn packages(tests: bool) -> anyhow::Result<()> {
+    let needed = || NEEDS.iter().filter(|need| tests || !need.tests_only);
+    let missing: Vec<&Need> = needed().filter(|need| !(need.there)()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -109,7 +126,7 @@ fn packages() -> anyhow::Result<()> {
         bail!("on Debian and Ubuntu this installs what is missing: sudo apt-get install {}", names.join(" "));
     }
     install(&names, "they are needed as said above")?;
-    match NEEDS.iter().find(|need| !(need.there)()) {
+    match needed().find(|need| !(need.there)()) {
         None => Ok(()),
         Some(need) => bail!("{} is still not there after installing {}", need.what, need.package),
     }
