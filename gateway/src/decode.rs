@@ -227,7 +227,7 @@ impl<'d> Pass<'d> {
     ) -> Result<(), RecordError> {
         let decoder = self.decoder;
         let mut row = Row::default();
-        let read = decoder.fields.read(text, depth, &mut row);
+        let read = decoder.fields.read(text, depth, decoder.rules.device.reads_field(event), &mut row);
         self.out.undeclared += u64::from(row.undeclared);
         let device = decoder.rules.device.of(row.device.as_deref(), event);
         let known = device.as_deref().unwrap_or_default().to_owned();

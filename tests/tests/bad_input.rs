@@ -49,7 +49,9 @@ async fn what_does_not_decode_is_a_dead_letter_with_payload_and_reason() -> anyh
     // Text that would be dangerous in SQL is text.
     let texts = ["; drop table telemetry", "two\n\nlines; drop table telemetry", "'\"\\`"];
     for (index, text) in texts.iter().enumerate() {
-        let payload = serde_json::json!({ "ts": 1_735_689_600 + index, "value": index, "note": text });
+        // What no column is declared for is stepped over, also where it bears the name of something else.
+        let device = serde_json::json!({ "id": index });
+        let payload = serde_json::json!({ "ts": 1_735_689_600 + index, "value": index, "note": text, "device": device });
         client.publish("t/sql/data", payload.to_string().as_bytes()).await?;
     }
 
@@ -71,6 +73,10 @@ async fn what_does_not_decode_is_a_dead_letter_with_payload_and_reason() -> anyh
         plant.api.query(&format!("select note from {STREAM} where device = 'sql' order by time")).await?;
     let notes: Vec<&str> = rows.iter().filter_map(|row| row.first()?.as_str()).collect();
     ensure!(notes == texts, "{notes:?}");
+    let undeclared =
+        plant.gateway_metrics().await?.sum("tidegate_undeclared_fields_total", &[("stream", STREAM)]);
+    // And the one beside "depth" of the dead letters above.
+    ensure!(undeclared >= texts.len() as f64, "{undeclared} undeclared fields counted");
     let audit = plant.api.audit().await?;
     ensure!(audit["lost"] == 0 && audit["duplicated"] == 0, "{audit}");
     Ok(())

@@ -27,6 +27,14 @@ impl DeviceRule {
         }
     }
 
+    /// Whether the payload of this event may hold the device: else a field of that name is like any other.
+    pub fn reads_field(&self, event: &Event<'_>) -> bool {
+        match self {
+            Self::Field(_) => true,
+            Self::TopicLevel(_) | Self::ClientId => event.delivery.http && event.client.is_empty(),
+        }
+    }
+
     /// The device of an event whose field holds `field`.
     pub fn of<'a>(&self, field: Option<&'a str>, event: &Event<'a>) -> Option<Cow<'a, str>> {
         let named = event.delivery.http.then_some(event.client).filter(|c| !c.is_empty());

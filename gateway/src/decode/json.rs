@@ -117,13 +117,20 @@ impl Fields {
         Self { targets, types: schema.columns().iter().map(|c| c.ty).collect() }
     }
 
-    /// Reads one element into `row`; `depth` is what the element itself counts as.
-    pub(super) fn read<'a>(&self, text: &'a str, depth: usize, row: &mut Row<'a>) -> Result<(), Fault> {
+    /// Reads one element into `row`; `depth` is what the element itself counts as. `device`: whether the element may
+    /// hold the device.
+    pub(super) fn read<'a>(
+        &self,
+        text: &'a str,
+        depth: usize,
+        device: bool,
+        row: &mut Row<'a>,
+    ) -> Result<(), Fault> {
         row.cells.clear();
         row.cells.resize(self.types.len(), Cell::Null);
         let mut fault = None;
         let mut de = serde_json::Deserializer::from_str(text);
-        let pass = Object { fields: self, row, fault: &mut fault, depth };
+        let pass = Object { fields: self, row, fault: &mut fault, depth, device };
         let result = de.deserialize_any(pass).and_then(|()| de.end());
         match (fault, result) {
             (Some(fault), _) => Err(fault),
@@ -143,9 +150,16 @@ struct Object<'p, 'a> {
     row: &'p mut Row<'a>,
     fault: &'p mut Option<Fault>,
     depth: usize,
+    device: bool,
 }
 
 impl Object<'_, '_> {
+    /// What a key means in this element.
+    fn meaning(&self, target: Target) -> Option<Target> {
+        let target = Target { device: target.device && self.device, ..target };
+        (target.time || target.device || target.column.is_some()).then_some(target)
+    }
+
     fn refuse<E: de::Error>(self, found: &'static str) -> Result<(), E> {
         *self.fault = Some(Fault::Shape(found));
         Err(stop())
@@ -161,7 +175,7 @@ impl<'a> Visitor<'a> for Object<'_, 'a> {
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(target) = map.next_key_seed(Key(self.fields))? {
-            let Some(target) = target else {
+            let Some(target) = target.and_then(|target| self.meaning(target)) else {
                 self.row.undeclared += 1;
                 map.next_value_seed(Skip { depth: self.depth, fault: self.fault })?;
                 continue;

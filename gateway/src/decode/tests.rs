@@ -56,6 +56,26 @@ fn a_full_row() {
 }
 
 #[test]
+fn a_field_named_device_is_like_any_other_where_the_device_stands_elsewhere() {
+    let payload = br#"{"ts":1,"temperature":2,"device":{"id":5}}"#;
+    let rules = |device| DecodeRules { time: "ts".into(), device, ..DecodeRules::default() };
+    for (rule, device) in [(DeviceRule::TopicLevel(2), "m1"), (DeviceRule::ClientId, "c1")] {
+        let d = decoder(rules(rule)).decode([event(payload)].into_iter()).unwrap();
+        assert_eq!((d.dead_letters.len(), d.undeclared), (0, 1));
+        assert_eq!(d.chunks[0].batch.device(0), device);
+    }
+    // Over HTTP it is what the request did not say.
+    let http = Delivery { http: true, ..Delivery::default() };
+    let posted = |client, payload| Event { delivery: http, topic: "", client, payload, ..event(b"") };
+    let named = by_topic().decode([posted("web", &payload[..])].into_iter()).unwrap();
+    assert_eq!((named.chunks[0].batch.device(0), named.undeclared), ("web", 1));
+    let inside = by_topic().decode([posted("", &br#"{"ts":1,"device":"m9"}"#[..])].into_iter()).unwrap();
+    assert_eq!((inside.chunks[0].batch.device(0), inside.undeclared), ("m9", 0));
+    let none = by_topic().decode([posted("", &payload[..])].into_iter()).unwrap();
+    assert_eq!(none.dead_letters[0].reason, Reason::Device);
+}
+
+#[test]
 fn missing_and_null_are_null() {
     let d = decode(br#"{"ts":1700000000,"temperature":null}"#);
     let batch = &d.chunks[0].batch;
