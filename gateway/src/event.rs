@@ -6,7 +6,7 @@
 //! u32  bytes after this field
 //! u8   version, 1
 //! u8   flags: bits 0-1 QoS, bit 2 DUP, bit 3 came over HTTP (then the topic may be empty and `client` is the device),
-//!      bit 4 cut (only the beginning of the payload is kept)
+//!      bit 4 cut (only the beginning of the payload is kept), bit 5 noted (no stream wants it: only its packet id counts)
 //! u16  packet id, 0 when there was none
 //! u64  session, a hash that stands for source and client; 0 when there was none
 //! i64  receive time, nanoseconds since the epoch
@@ -34,6 +34,8 @@ pub struct Delivery {
     /// The payload was larger than allowed; only its beginning is kept, for the dead letter, behind the hash of the
     /// whole: see [`cut_payload`].
     pub cut: bool,
+    /// No stream wants it, and it goes to none: it stands here for its packet id.
+    pub noted: bool,
     /// MQTT packet id; 0 without.
     pub packet_id: u16,
     /// Stands for source and client; 0 without.
@@ -103,7 +105,7 @@ impl Event<'_> {
 }
 
 fn flags(d: &Delivery) -> u8 {
-    (d.qos & 3) | u8::from(d.dup) << 2 | u8::from(d.http) << 3 | u8::from(d.cut) << 4
+    (d.qos & 3) | u8::from(d.dup) << 2 | u8::from(d.http) << 3 | u8::from(d.cut) << 4 | u8::from(d.noted) << 5
 }
 
 fn cut(text: &str, max: usize) -> &str {
@@ -149,6 +151,7 @@ fn read<'a>(input: &mut &'a [u8]) -> Option<Event<'a>> {
         dup: flags & 4 != 0,
         http: flags & 8 != 0,
         cut: flags & 16 != 0,
+        noted: flags & 32 != 0,
         packet_id: u16::from_le_bytes([*packet_low, *packet_high]),
         session: u64::from_le_bytes(*session),
     };
@@ -178,10 +181,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_round_trip(qos in 0u8..3, dup: bool, http: bool, cut: bool, packet_id: u16, session: u64, received_ns: i64,
+        fn records_round_trip(qos in 0u8..3, dup: bool, http: bool, cut: bool, noted: bool, packet_id: u16, session: u64, received_ns: i64,
                 source in "[a-z]{0,20}", client in ".{0,30}", topic in ".{0,60}",
                 payload in proptest::collection::vec(any::<u8>(), 0..100), copies in 1usize..4) {
-            let delivery = Delivery { qos, dup, http, cut, packet_id, session };
+            let delivery = Delivery { qos, dup, http, cut, noted, packet_id, session };
             let event = Event { delivery, received_ns, source: &source, stream: "", client: &client, topic: &topic,
                 payload: &payload };
             let mut bytes = Vec::new();

@@ -1,7 +1,8 @@
 //! The door: every source hands its events over here, and acknowledges when the ticket it got is durable.
 //!
 //! Invariants:
-//! - an event is in the input log once for all the lanes that want it, or, when none wants it, counted and forgotten;
+//! - an event is in the input log once for all the lanes that want it, or, when none wants it, counted and forgotten,
+//!   except for the packet id of a publish whose session's ids are followed (see [`mqtt::redelivery`]);
 //! - what is recognised as a repeat (a redelivered publish, a known `Idempotency-Key`) is not stored again, and may be
 //!   acknowledged only when everything taken before it is durable, since the first copy may still be on its way;
 //! - a push is taken whole or not at all: a source that is told "full" keeps its events and tries again.
@@ -19,9 +20,10 @@ use crate::event::{Delivery, Event, cut_payload};
 use crate::limits::EVENT_PAYLOAD_BYTES_MAX;
 use daemon::metrics::{Counter, CounterVec, Registry};
 use journal::{FrameSeq, Hub, HubOptions, JournalError, Log, PushError, RealDisk, Ticket};
+use keys::Keyed;
 use meta::Shared;
 use record::{SourceName, clock::Clock};
-use repeats::{Memory, Note, SessionNote, Written, publish_hash};
+use repeats::{Memory, NOT_STORED, Note, SessionNote, Written, publish_hash};
 use route::{LaneIndex, RouteCache, Routes};
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -121,6 +123,7 @@ impl Door {
             source: source.clone(),
             scratch: Vec::new(),
             events: 0,
+            noted: 0,
             payload_bytes: 0,
             lanes: vec![0; self.shared.names.len()],
             notes: Vec::new(),
@@ -196,8 +199,8 @@ fn rebuild(log: &Log<RealDisk>) -> Result<Memory, JournalError> {
     let mut reader = log.reader(from);
     while let Some(frame) = reader.next()? {
         if frame.kind == EVENTS {
-            let sessions = meta::sessions(&frame.meta).unwrap_or_default();
-            memory.add_frame(&frame.payload, &sessions);
+            let (sessions, keys) = meta::notes(&frame.meta).unwrap_or_default();
+            memory.add_frame(&frame.payload, &sessions, &keys);
         }
     }
     Ok(memory)
@@ -214,6 +217,17 @@ pub enum Taken {
     Unmatched,
     /// A request's event is larger than [`EVENT_PAYLOAD_BYTES_MAX`].
     TooLarge,
+}
+
+/// What became of a request with a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// Its events are taken.
+    Stored(Ticket),
+    /// It was taken before; nothing more is stored.
+    Repeated(Ticket),
+    /// The key belongs to another request; nothing is stored.
+    OtherRequest,
 }
 
 /// A publish as it came in.
@@ -246,7 +260,10 @@ pub struct Intake {
     source: SourceName,
     cache: RouteCache,
     scratch: Vec<u8>,
+    /// Records in the scratch.
     events: u32,
+    /// Those of them that no stream wants.
+    noted: u32,
     payload_bytes: u64,
     lanes: Vec<u32>,
     notes: Vec<Note>,
@@ -289,6 +306,7 @@ impl Intake {
         let lanes = self.cache.by_topic(p.topic);
         if lanes.is_empty() {
             self.counters.unmatched.inc();
+            self.note_unmatched(p);
             return Taken::Unmatched;
         }
         let cut = p.payload.len() > EVENT_PAYLOAD_BYTES_MAX;
@@ -308,12 +326,27 @@ impl Intake {
             dup: p.dup,
             http: false,
             cut,
+            noted: false,
             packet_id: p.packet_id,
             session: if p.qos > 0 { p.session } else { 0 },
         };
         let kept = cut.then(|| cut_payload(p.payload, hash));
         self.store(delivery, "", p.client, p.topic, kept.as_deref().unwrap_or(p.payload), &lanes);
         Taken::Stored
+    }
+
+    /// The packet id of a publish that is not to be stored goes into the log where those of its session are followed:
+    /// without it, the client's ids could come round to a publish that was stored, and nobody would know.
+    pub fn note_unmatched(&mut self, p: &Publish<'_>) {
+        let is_mine = |note: &Note| matches!(note, Note::Publish { session, .. } if *session == p.session);
+        if p.qos == 0 || !(self.notes.iter().any(is_mine) || self.door.live().follows(p.session)) {
+            return;
+        }
+        self.notes.push(Note::Publish { session: p.session, packet_id: p.packet_id, hash: NOT_STORED });
+        let Publish { qos, dup, packet_id, session, .. } = *p;
+        let delivery = Delivery { qos, dup, noted: true, packet_id, session, ..Delivery::default() };
+        self.store(delivery, "", "", "", &[], &[]);
+        self.noted += 1;
     }
 
     /// Whether a publish with DUP repeats one that was stored, or one that stands in this scratch: that one is not
@@ -330,12 +363,12 @@ impl Intake {
     }
 
     /// Takes an event of an HTTP request for the named lane.
-    pub fn post(&mut self, lane: LaneIndex, key: u64, stream: &str, device: &str, payload: &[u8]) -> Taken {
+    pub fn post(&mut self, lane: LaneIndex, stream: &str, device: &str, payload: &[u8]) -> Taken {
         if payload.len() > EVENT_PAYLOAD_BYTES_MAX {
             self.counters.too_large.inc();
             return Taken::TooLarge;
         }
-        let delivery = Delivery { http: true, session: key, ..Delivery::default() };
+        let delivery = Delivery { http: true, ..Delivery::default() };
         self.store(delivery, stream, device, "", payload, &[lane]);
         Taken::Stored
     }
@@ -394,23 +427,33 @@ impl Intake {
         Ok(ticket)
     }
 
-    /// Pushes an HTTP request's events unless its key is known: then nothing is stored and the second value is true.
-    pub fn push_keyed(&mut self, key: u64) -> Result<(Ticket, bool), PushError> {
-        let now = self.door.clock.wall_ns();
+    /// Pushes an HTTP request's events unless its key is known. `fingerprint` stands for all that was sent.
+    pub fn push_keyed(&mut self, key: u64, fingerprint: u64) -> Result<Keeping, PushError> {
+        let received_ns = self.door.clock.wall_ns();
+        // Held until the key is noted: of two requests at a time with one key, the second finds the first.
         let mut live = self.door.live();
-        if live.keys.knows(key, now) {
+        if let Some(first) = live.keys.find(key, received_ns) {
             drop(live);
+            if first != fingerprint {
+                self.discard();
+                return Ok(Keeping::OtherRequest);
+            }
             self.counters.repeats.inc_by(self.events.into());
             self.discard();
-            return Ok((self.door.newest_ticket(), true));
+            return Ok(Keeping::Repeated(self.door.newest_ticket()));
         }
-        self.notes.push(Note::Key { key, received_ns: now });
+        if self.events == 0 {
+            // Nothing goes into the log, so there is no round to wait for and nothing that a repeat could double.
+            return Ok(Keeping::Stored(self.door.newest_ticket()));
+        }
+        let keyed = Keyed { key, fingerprint, received_ns };
+        self.notes.push(Note::Key(keyed));
         match self.hand_over() {
             Ok(ticket) => {
-                live.keys.add(key, now);
+                live.keys.add(&keyed);
                 drop(live);
                 self.clear_counted();
-                Ok((ticket, false))
+                Ok(Keeping::Stored(ticket))
             }
             Err(e) => {
                 self.notes.pop();
@@ -435,7 +478,7 @@ impl Intake {
     }
 
     fn clear_counted(&mut self) {
-        self.counters.events.inc_by(self.events.into());
+        self.counters.events.inc_by((self.events - self.noted).into());
         self.counters.bytes.inc_by(self.payload_bytes);
         self.discard();
     }
@@ -446,6 +489,7 @@ impl Intake {
         self.notes.clear();
         self.lanes.fill(0);
         self.events = 0;
+        self.noted = 0;
         self.payload_bytes = 0;
     }
 }

@@ -27,6 +27,16 @@ pub const IDEMPOTENCY_KEYS_MAX: usize = 100_000;
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// How long a request waits for its events to be durable; then the answer is that this is open.
 pub const HTTP_DURABLE_WAIT: Duration = Duration::from_secs(10);
+/// How long a connection may take for the head of its next request.
+pub const HTTP_HEAD_WAIT: Duration = Duration::from_secs(20);
+/// Longest head of a request; also what a connection reads at once.
+pub const HTTP_HEAD_BYTES_MAX: usize = 64 << 10;
+/// How long a request may take for its body. As long it holds one of the places for requests.
+pub const HTTP_BODY_WAIT: Duration = Duration::from_secs(20);
+/// Connections of an HTTP source for each request that it takes at a time.
+pub const HTTP_CONNECTIONS_PER_REQUEST: usize = 8;
+/// How long a connection over the bound has to read that it is.
+pub const HTTP_REFUSAL_WAIT: Duration = Duration::from_secs(2);
 /// What a caller is told to wait when the buffer is full.
 pub const RETRY_AFTER: Duration = Duration::from_secs(2);
 

@@ -99,6 +99,7 @@ impl Front {
         while let Some(frame) = reader.next().expect("readable") {
             if frame.kind == EVENTS {
                 let events = Events::new(&frame.payload).map(|event| event.expect("a record"));
+                let events = events.filter(|event| !event.delivery.noted);
                 out.extend(events.map(|event| String::from_utf8_lossy(event.payload).into_owned()));
             }
         }
@@ -351,6 +352,47 @@ async fn what_is_not_certain_is_stored() {
     device.publish(1, "same", true).await;
     device.acknowledged(1).await;
     assert_eq!(front.stored().len(), 301);
+    front.end().await;
+}
+
+/// Publishes that nobody wants use packet ids, too: when a client's ids come round, an equal payload is a new event.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_that_went_round_over_unmatched_topics_are_new_also_after_a_restart() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let front = Front::open(dir.path(), Setup::default()).await;
+    let (mut device, _) = Device::persistent(&front, "dev").await;
+    let ids: Vec<u16> = (1..=300).collect();
+    for some in ids.chunks(50) {
+        for id in some {
+            device.publish(*id, &payload(*id), false).await;
+        }
+        for id in some {
+            device.acknowledged(*id).await;
+        }
+    }
+    // Steps of 16 still count as counting up, and the ids come round to 188.
+    let unmatched: Vec<u16> = (316..=65_532).step_by(16).chain((13..=189).step_by(16)).collect();
+    for some in unmatched.chunks(60) {
+        for id in some {
+            device.send(&publish_packet("nobody/wants/this", 1, *id, "x", false)).await;
+        }
+        for id in some {
+            device.acknowledged(*id).await;
+        }
+    }
+    // The first copies of both were lost on the wire.
+    device.publish(200, &payload(200), true).await;
+    device.acknowledged(200).await;
+    device.send(&publish_packet("nobody/wants/this", 1, 205, "x", false)).await;
+    device.acknowledged(205).await;
+    drop(device);
+    front.kill().await;
+    let front = Front::open(dir.path(), Setup::default()).await;
+    let (mut device, present) = Device::persistent(&front, "dev").await;
+    assert!(present);
+    device.publish(210, &payload(210), true).await;
+    device.acknowledged(210).await;
+    assert_eq!(front.stored(), payloads((1..=300).chain([200, 210])));
     front.end().await;
 }
 

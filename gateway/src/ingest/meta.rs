@@ -1,16 +1,18 @@
 //! What an input frame says about itself beside its records: how many events it holds for each root stream, so that a
 //! lane knows its backlog, and skips what is not for it, without reading payloads; and what is to be remembered of MQTT
-//! sessions beside their publishes.
+//! sessions beside their publishes, and of the `Idempotency-Key`s of HTTP requests.
 //!
-//! Layout, little-endian: `u8` version 1, `u16` number of entries, then per entry `u8` length of the stream's name, the
+//! Layout, little-endian: `u8` version 2, `u16` number of entries, then per entry `u8` length of the stream's name, the
 //! name, `u32` events; `u32` number of session notes, then per note `u32` events of the frame before it, `u64` session,
-//! `u8` flags (1 opens, 2 persistent), `u16` most publishes in flight.
+//! `u8` flags (1 opens, 2 persistent), `u16` most publishes in flight; `u32` number of keys, then per key `u64` hash of
+//! stream and key, `u64` fingerprint of the request, `i64` receive time.
 
+use super::keys::Keyed;
 use super::repeats::{Note, SessionNote, Written};
 use journal::FrameMeta;
 use std::sync::Arc;
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const FLAG_OPENS: u8 = 1;
 const FLAG_PERSISTENT: u8 = 2;
 
@@ -47,6 +49,7 @@ impl FrameMeta for InputMeta {
             out.extend_from_slice(&events.to_le_bytes());
         }
         encode_sessions(&self.notes, out);
+        encode_keys(&self.notes, out);
     }
 
     fn clear(&mut self) {
@@ -70,6 +73,13 @@ fn encode_sessions(notes: &[Note], out: &mut Vec<u8>) {
         out.extend_from_slice(&s.in_flight.to_le_bytes());
     }
     out[at..at + 4].copy_from_slice(&count.to_le_bytes());
+}
+
+fn encode_keys(notes: &[Note], out: &mut Vec<u8>) {
+    let keys =
+        || notes.iter().filter_map(|note| if let Note::Key(keyed) = note { Some(keyed) } else { None });
+    out.extend_from_slice(&(keys().count() as u32).to_le_bytes());
+    keys().for_each(|keyed| keyed.encode(out));
 }
 
 fn take<'a>(meta: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
@@ -101,8 +111,8 @@ fn take_streams<'a>(meta: &mut &'a [u8]) -> Option<Vec<(&'a str, u32)>> {
     Some(out)
 }
 
-/// Reads a frame's meta: what it says of sessions. `None` when it is damaged.
-pub(super) fn sessions(mut meta: &[u8]) -> Option<Vec<SessionNote>> {
+/// Reads a frame's meta: what it says of sessions and keys. `None` when it is damaged.
+pub(super) fn notes(mut meta: &[u8]) -> Option<(Vec<SessionNote>, Vec<Keyed>)> {
     let meta = &mut meta;
     take_streams(meta)?;
     let count = u32::from_le_bytes(take_array(meta)?);
@@ -114,7 +124,10 @@ pub(super) fn sessions(mut meta: &[u8]) -> Option<Vec<SessionNote>> {
         let (opens, persistent) = (flags & FLAG_OPENS != 0, flags & FLAG_PERSISTENT != 0);
         Some(SessionNote { before, session, opens, persistent, in_flight })
     };
-    (0..count).map(|_| note(meta)).collect()
+    let sessions = (0..count).map(|_| note(meta)).collect::<Option<_>>()?;
+    let count = u32::from_le_bytes(take_array(meta)?);
+    let keys = (0..count).map(|_| Keyed::decode(meta)).collect::<Option<_>>()?;
+    Some((sessions, keys))
 }
 
 #[cfg(test)]
@@ -127,14 +140,15 @@ mod tests {
         let shared = Arc::new(Shared { names, written: Written::default() });
         let note = SessionNote { before: 4, session: 9, opens: true, persistent: false, in_flight: 128 };
         let other = SessionNote { before: 6, session: 8, opens: false, persistent: true, in_flight: 1 };
-        let notes = vec![Note::Session(note), Note::Key { key: 1, received_ns: 2 }, Note::Session(other)];
-        let meta = InputMeta { shared: Some(shared), events: 10, lanes: vec![3, 0, 7], notes };
+        let key = Keyed { key: 1, fingerprint: 3, received_ns: 2 };
+        let all = vec![Note::Session(note), Note::Key(key), Note::Session(other)];
+        let meta = InputMeta { shared: Some(shared), events: 10, lanes: vec![3, 0, 7], notes: all };
         let mut out = Vec::new();
         meta.encode(&mut out);
         assert_eq!(events_by_stream(&out), Some(vec![("a", 3), ("c", 7)]));
-        assert_eq!(sessions(&out), Some(vec![note, other]));
+        assert_eq!(notes(&out), Some((vec![note, other], vec![key])));
         for cut in 0..out.len() {
-            assert_eq!(sessions(&out[..cut]), None);
+            assert_eq!(notes(&out[..cut]), None);
         }
     }
 }

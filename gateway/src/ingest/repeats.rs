@@ -5,13 +5,13 @@
 //! redelivery would be acknowledged though it is nowhere. So a frame's notes join the writer's memory when the next
 //! frame is made, never earlier.
 
-use super::keys::Keys;
+use super::keys::{Keyed, Keys};
 use crate::event::{Event, Events, of_cut_payload};
 use mqtt::redelivery::{ClientKey, Limits, Run, Verdict, Window};
 use mqtt::{PacketId, Ticket};
 use std::sync::{Mutex, PoisonError};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// One thing to remember.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +28,7 @@ pub(super) enum Note {
         hash: u64,
     },
     /// A request with an `Idempotency-Key`.
-    Key {
-        /// Hash of stream and key.
-        key: u64,
-        /// When it came.
-        received_ns: i64,
-    },
+    Key(Keyed),
 }
 
 /// What is known of an MQTT session beside its publishes; see [`mqtt::redelivery`].
@@ -73,22 +68,23 @@ impl Note {
         }
     }
 
-    /// What an event of the input log asks to be remembered.
+    /// What an event of the input log asks to be remembered; keys stand in the frame's meta.
     pub(super) fn of(event: &Event<'_>) -> Option<Self> {
         let d = &event.delivery;
-        if d.session == 0 {
+        if d.session == 0 || d.qos == 0 {
             None
-        } else if d.http {
-            Some(Self::Key { key: d.session, received_ns: event.received_ns })
-        } else if d.qos > 0 {
+        } else if d.noted {
+            Some(Self::Publish { session: d.session, packet_id: d.packet_id, hash: NOT_STORED })
+        } else {
             let whole = || publish_hash(event.topic, event.payload);
             let hash = if d.cut { of_cut_payload(event.payload).0 } else { whole() };
             Some(Self::Publish { session: d.session, packet_id: d.packet_id, hash })
-        } else {
-            None
         }
     }
 }
+
+/// The hash of a publish that was not stored: no publish is recognised by it.
+pub(super) const NOT_STORED: u64 = mqtt::redelivery::NO_CONTENT;
 
 /// The hash that a publish is recognised by.
 pub(super) fn publish_hash(topic: &str, payload: &[u8]) -> u64 {
@@ -112,12 +108,13 @@ impl Memory {
                     self.publishes.store(client(session), id, hash, Ticket(ticket));
                 }
             }
-            Note::Key { key, received_ns } => self.keys.add(key, received_ns),
+            Note::Key(keyed) => self.keys.add(&keyed),
         }
     }
 
     /// Adds what a frame asks for; damaged records are stepped over.
-    pub(super) fn add_frame(&mut self, payload: &[u8], sessions: &[SessionNote]) {
+    pub(super) fn add_frame(&mut self, payload: &[u8], sessions: &[SessionNote], keys: &[Keyed]) {
+        keys.iter().for_each(|keyed| self.keys.add(keyed));
         let mut sessions = sessions.iter().peekable();
         for (at, event) in Events::new(payload).enumerate() {
             while let Some(session) = sessions.next_if(|s| s.before as usize <= at) {
@@ -150,6 +147,11 @@ impl Memory {
     /// Whether a publish with DUP, whose payload carries the time of its reading, repeats one that was taken.
     pub(super) fn is_same_reading(&self, session: u64, packet_id: u16, hash: u64) -> bool {
         PacketId::new(packet_id).is_some_and(|id| self.publishes.resembles(client(session), id, hash))
+    }
+
+    /// Whether a publish of this session is remembered, so that the packet ids of all others count.
+    pub(super) fn follows(&self, session: u64) -> bool {
+        self.publishes.follows(client(session))
     }
 
     /// Whether this session is known and outlives its connections.
@@ -219,10 +221,11 @@ mod tests {
     #[test]
     fn a_checkpoint_knows_only_frames_before_it() {
         let written = Written::default();
-        written.next_frame(&[Note::Key { key: 1, received_ns: 10 }]);
-        let knows = |key| Memory::decode(&written.checkpoint()).expect("whole").keys.knows(key, 10);
+        let note = |key| Note::Key(Keyed { key, fingerprint: 5, received_ns: 10 });
+        written.next_frame(&[note(1)]);
+        let knows = |key| Memory::decode(&written.checkpoint()).expect("whole").keys.find(key, 10).is_some();
         assert!(!knows(1), "its frame may still be torn");
-        written.next_frame(&[Note::Key { key: 2, received_ns: 10 }]);
+        written.next_frame(&[note(2)]);
         assert!(knows(1) && !knows(2));
     }
 
@@ -237,7 +240,7 @@ mod tests {
         let hash = publish_hash("t", b"");
         let known = |sessions: &[SessionNote], id| {
             let mut memory = Memory::default();
-            memory.add_frame(&payload, sessions);
+            memory.add_frame(&payload, sessions, &[]);
             let memory = Memory::decode(&memory.encode()).expect("whole");
             assert!(memory.knows_session(7));
             memory.is_redelivery(7, id, hash, 10, 0)

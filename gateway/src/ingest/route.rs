@@ -62,7 +62,7 @@ impl Routes {
     /// Whether a lane wants an event as the input log holds it.
     pub fn wants(&self, lane: LaneIndex, event: &crate::event::Event<'_>) -> bool {
         let Some(l) = self.lanes.get(usize::from(lane)) else { return false };
-        if !l.sources.iter().any(|s| s.as_str() == event.source) {
+        if event.delivery.noted || !l.sources.iter().any(|s| s.as_str() == event.source) {
             return false;
         }
         if event.stream.is_empty() {

@@ -222,6 +222,10 @@ impl Reader {
         let source = self.parts.name.as_str();
         tracing::info!(source, session_present = ack.session_present, "connected to the broker");
         self.renewed = ack.session_present;
+        if !ack.session_present {
+            // Its packet ids begin anew and have nothing to do with those of the session before.
+            self.intake.begin_session(self.session, true, true, mqtt::limits::IN_FLIGHT_ASSUMED);
+        }
         if first || !ack.session_present {
             for s in &self.parts.settings.subscribe {
                 let qos = if s.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
@@ -257,18 +261,20 @@ impl Reader {
 
     fn publish(&mut self, publish: rumqttc::Publish) -> bool {
         let mut publish = publish;
+        let taken = Publish {
+            client: "",
+            session: self.session,
+            topic: &publish.topic,
+            payload: &publish.payload,
+            qos: publish.qos as u8,
+            dup: publish.dup,
+            packet_id: publish.pkid,
+        };
         if self.renewed && publish.retain {
             self.metrics.retained.inc();
+            self.intake.note_unmatched(&taken);
         } else {
-            self.intake.publish(&Publish {
-                client: "",
-                session: self.session,
-                topic: &publish.topic,
-                payload: &publish.payload,
-                qos: publish.qos as u8,
-                dup: publish.dup,
-                packet_id: publish.pkid,
-            });
+            self.intake.publish(&taken);
         }
         publish.payload.clear();
         self.unpushed.push(publish);

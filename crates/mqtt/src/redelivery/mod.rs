@@ -29,6 +29,11 @@
 //!   none of which has been stored, so that all of them are in flight. These are at least as many as the number of
 //!   the stored publish, which is more than `F`: impossible.
 //!
+//! Publishes that nobody wants and nobody stores use packet ids like all others: wherever this speaks of stored
+//! publishes, they count as such, with [`NO_CONTENT`] for their hash, and are in the journal before they are
+//! acknowledged. Only those that come before the first publish of the client in the window may be left out
+//! ([`Window::follows`]): that makes numbers smaller, never larger, and there is nothing yet that could be mistaken.
+//!
 //! The argument needs what the protocol demands of a client (MQTT-4.6.0-1: it repeats in the order of sending) and a
 //! true `F`. MQTT 5 clients are told theirs (Receive Maximum), and it is enforced. MQTT 3 has no such word, so
 //! [`Session::in_flight_bound`](crate::Session::in_flight_bound) assumes
@@ -64,10 +69,13 @@ pub use window::{ClientKey, Limits, Run, Verdict, Window};
 
 use crate::hash::xxh64;
 
+/// Stands for the content of a publish that was not stored and can have no repeat; no content has this hash.
+pub const NO_CONTENT: u64 = 0;
+
 /// The hash by which a repeat is recognised. It stands in logs and never changes.
 #[inline]
 pub fn content_hash(topic: &str, payload: &[u8]) -> u64 {
-    xxh64(payload, xxh64(topic.as_bytes(), 0))
+    xxh64(payload, xxh64(topic.as_bytes(), 0)).max(NO_CONTENT + 1)
 }
 
 #[cfg(test)]

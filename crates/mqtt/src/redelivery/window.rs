@@ -21,7 +21,8 @@ impl ClientKey {
 
 /// The QoS 1 publishes of one client in one read that are about to be stored, in order.
 ///
-/// Publishes that match no stream belong into it too: they use packet ids like all others.
+/// Publishes that match no stream belong into it too, with [`NO_CONTENT`](super::NO_CONTENT) for their hash: they use
+/// packet ids like all others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Run {
     pub(super) client: ClientKey,
@@ -266,6 +267,11 @@ impl Window {
             self.by_use.remove(&gone.used);
             self.records -= gone.records.len();
         }
+    }
+
+    /// True when publishes of the client are remembered: from then on, all that it sends must be.
+    pub fn follows(&self, client: ClientKey) -> bool {
+        self.clients.get(&client).is_some_and(|known| !known.records.is_empty())
     }
 
     /// True when the client has a session that outlives its connections.
