@@ -75,7 +75,7 @@ fn deny() -> anyhow::Result<()> {
         println!("cargo-deny is not installed here: skipped");
         return Ok(());
     }
-    run(&mut Workspace::get()?.cargo(&["deny", "--offline", "check", "bans", "licenses", "sources"]))
+    run(&mut Workspace::get()?.cargo(&["deny", "check", "bans", "licenses", "sources"]))
 }
 
 fn cargo_test(command: &mut Command, tally: &mut Tally) -> anyhow::Result<()> {
