@@ -203,10 +203,12 @@ impl StreamJudge<'_> {
         }
         self.earlier(head.rows_before, r);
         let missing = match whole {
+            None if self.e.whole.is_cut() => 0,
             None => head.last.0,
             Some(t) => {
                 let before = if t.began_late { 0 } else { t.first_seq.saturating_sub(1) };
-                before + t.missing + head.last.0.saturating_sub(t.last_seq)
+                let after = if t.cut { 0 } else { head.last.0.saturating_sub(t.last_seq) };
+                before + t.missing + after
             }
         };
         if missing > head.lost {
@@ -275,7 +277,9 @@ fn strays(e: &Evidence, report: &mut Report) {
     for ((gateway, stream), total) in &e.totals {
         let of = |k: &TallyKey| k.gateway.as_str() == gateway && k.stream == *stream;
         let explained: u64 = e.tables.iter().filter(|(k, _)| of(k)).map(|(_, t)| t.rows).sum();
-        let began_late = e.committed.tallies().iter().any(|(k, t)| of(k) && t.began_late);
+        let mut tallies = e.committed.tallies().iter().filter(|(k, _)| of(k)).peekable();
+        let uncounted = tallies.peek().is_none() && e.committed.is_cut();
+        let began_late = uncounted || tallies.any(|(_, t)| t.began_late);
         let stray = total.saturating_sub(explained);
         if stray > 0 && began_late {
             report.notes.push(format!(

@@ -36,6 +36,9 @@ pub struct Tally {
     pub last_seq: u64,
     /// Whether records before the first may have been trimmed before they were counted.
     pub began_late: bool,
+    /// Whether records after the last may have been trimmed before they were counted. The next record begins the tally anew.
+    #[serde(default)]
+    pub cut: bool,
     /// Seqs that no record holds, between the first and the last.
     pub missing: u64,
     /// Seqs that a later record holds again.
@@ -117,10 +120,19 @@ impl Scan {
         Offset(self.positions.get(&partition.0).copied().unwrap_or(0))
     }
 
-    /// Records before `first` are gone without having been counted.
+    /// Records before `first` are gone without having been counted. What stood in them is not known to be lost: tallies
+    /// of the partition end where they are, and begin anew behind the cut.
     pub fn skip_to(&mut self, partition: Partition, first: Offset) {
         self.positions.insert(partition.0, first.0);
         self.trimmed.insert(partition.0, true);
+        for tally in self.tallies.values_mut().filter(|t| t.partition == partition.0) {
+            (tally.cut, tally.began_late) = (true, true);
+        }
+    }
+
+    /// Whether records of any partition were gone before they were counted.
+    pub fn is_cut(&self) -> bool {
+        self.trimmed.values().any(|trimmed| *trimmed)
     }
 
     /// Everything before `end` has been counted, though no record may stand right before it.
@@ -145,12 +157,19 @@ impl Scan {
             first_seq: first,
             last_seq: first.saturating_sub(1),
             began_late,
+            cut: false,
             missing: 0,
             repeated: 0,
             first_gap: None,
             first_break: None,
             hash: h.prev_hash.to_hex(),
         });
+        if std::mem::take(&mut t.cut) {
+            // What was found wrong before the cut stays wrong.
+            (t.first_offset, t.rows) = (offset.0, 0);
+            (t.first_seq, t.last_seq) = (first, first.saturating_sub(1));
+            t.hash = h.prev_hash.to_hex();
+        }
         let expected = t.last_seq + 1;
         if first > expected {
             t.missing += first - expected;
