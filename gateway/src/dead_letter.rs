@@ -106,23 +106,31 @@ impl DeadLetter {
         row: usize,
         received_ns: i64,
     ) -> Self {
-        let (mut error, mut payload) = (shortened(error, ERROR_BYTES_MAX).to_owned(), row_json(batch, row));
-        if payload.len() > DEAD_LETTER_PAYLOAD_BYTES_MAX {
-            error = format!("{}{CUT}", shortened(&error, ERROR_BYTES_MAX - CUT.len()));
-            payload.truncate(payload.floor_char_boundary(DEAD_LETTER_PAYLOAD_BYTES_MAX));
-            payload.shrink_to_fit();
-        }
-        Self {
+        let mut letter = Self {
             stream: stream.clone(),
             reason,
             module: String::new(),
-            error,
+            error: shortened(error, ERROR_BYTES_MAX).to_owned(),
             source: String::new(),
             topic: String::new(),
-            payload,
+            payload: row_json(batch, row),
             device: batch.device(row).to_owned(),
             received_ns,
+        };
+        letter.cut(DEAD_LETTER_PAYLOAD_BYTES_MAX);
+        letter
+    }
+
+    /// Keeps at most so many bytes of the payload, and says so if that is not all of it.
+    pub fn cut(&mut self, bytes: usize) {
+        if self.payload.len() <= bytes {
+            return;
         }
+        if !self.error.ends_with(CUT) {
+            self.error = format!("{}{CUT}", shortened(&self.error, ERROR_BYTES_MAX - CUT.len()));
+        }
+        self.payload.truncate(self.payload.floor_char_boundary(bytes));
+        self.payload.shrink_to_fit();
     }
 
     /// A payload as the dead letter carries it.

@@ -4,16 +4,22 @@
 //! - a lane that waits (for a module, for room, for a slow module) delays neither acknowledgements nor other lanes;
 //! - a step's position, state and rows are handed to the writer together, in the order of the lane's steps;
 //! - after an error of the step the lane's core is thrown away and made anew from the state that the writer holds;
+//! - a step that does not fit a frame of the output log has not happened, and is made again in smaller ones;
 //! - events that were accepted for the lane and that its routes no longer want (the configuration changed) are counted
 //!   as dropped, never passed over silently.
 //!
 //! It never acknowledges, never trims, and never touches another lane's state.
 
 mod encode;
+mod portion;
+
+#[cfg(test)]
+mod tests;
 
 #[cfg(test)]
 pub(crate) use encode::blocks;
 
+use self::portion::{Portion, Taken};
 use crate::{
     config::{OnFull, Stream},
     event::{Event, Events},
@@ -21,7 +27,7 @@ use crate::{
         EVENTS, events_by_stream,
         route::{LaneIndex, Routes},
     },
-    limits::{HOLD_RETRY, STEP_BYTES, STEP_CHANGES_BYTES_MAX, STEP_EVENTS, STEP_LINGER},
+    limits::{HOLD_RETRY, STEP_BYTES, STEP_EVENTS, STEP_LINGER},
     metrics::LaneMetrics,
     output::{Loss, Output, PendingStep},
     step::{Effects, Instances, Lane, Now, StepError, Troubles, keys},
@@ -91,6 +97,8 @@ pub struct LaneParts {
     pub metrics: LaneMetrics,
     /// Whether the buffer is so full that dropping policies apply.
     pub pressed: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Most bytes that one step may come to: rows and changes of state.
+    pub step_bytes_max: usize,
     /// The wish to stop.
     pub stop: CancellationToken,
     /// To wait on.
@@ -104,22 +112,32 @@ enum Ended {
     Held(StepError),
 }
 
+/// What outlives a lane's core.
+#[derive(Default)]
+struct Kept {
+    troubles: Troubles,
+    portion: Portion,
+    /// An order that is not carried out yet.
+    order: Option<Command>,
+}
+
 /// Runs a lane until the process stops.
 pub fn run(mut parts: LaneParts) -> Result<(), LaneError> {
     let (mut wait, mut told) = (HOLD_RETRY.0, None);
-    let troubles = Troubles::default();
+    let mut kept = Kept::default();
     loop {
         let Ok(image) = parts.output.image() else { return Ok(()) };
         let consumed = image.get(&keys::consumed(&parts.root.name)).and_then(keys::read_u64).unwrap_or(0);
         parts.modules_changed.mark_unchanged();
-        let lane = Lane::new(&parts.root, &parts.streams, &*parts.modules, &image, parts.now(), &troubles);
+        let lane =
+            Lane::new(&parts.root, &parts.streams, &*parts.modules, &image, parts.now(), &kept.troubles);
         drop(image);
         let ended = match lane {
-            Ok(lane) => Driver::new(&mut parts, lane, FrameSeq(consumed), &troubles).serve(&mut wait)?,
+            Ok(lane) => Driver::new(&mut parts, lane, FrameSeq(consumed), &mut kept).serve(&mut wait)?,
             Err(held @ StepError::Held { .. }) => Ended::Held(held),
             Err(broken) => return Err(LaneError::Step(parts.root.name.clone(), broken)),
         };
-        parts.metrics.module_failures(&troubles);
+        parts.metrics.module_failures(&kept.troubles);
         match ended {
             Ended::Stop => return Ok(()),
             Ended::Rebuild => {}
@@ -172,22 +190,25 @@ struct Driver<'p> {
     lost: Option<Loss>,
     /// Input that was not readable, likewise.
     damaged: Option<Loss>,
-    troubles: &'p Troubles,
+    /// What the step in the making was made of.
+    taken: Taken,
+    kept: &'p mut Kept,
 }
 
 /// What woke an idle lane.
 enum Woken {
     Stop,
     Modules,
-    Command(Command),
+    Order,
     Input,
     Time,
 }
 
 impl<'p> Driver<'p> {
-    fn new(parts: &'p mut LaneParts, lane: Lane, consumed: FrameSeq, troubles: &'p Troubles) -> Self {
+    fn new(parts: &'p mut LaneParts, mut lane: Lane, consumed: FrameSeq, kept: &'p mut Kept) -> Self {
         let mut tail = parts.input.watch();
         tail.mark_changed();
+        lane.refuse(&kept.portion.refused);
         Self {
             reader: parts.input.reader(consumed.next()),
             tail,
@@ -200,7 +221,8 @@ impl<'p> Driver<'p> {
             topic: String::new(),
             lost: None,
             damaged: None,
-            troubles,
+            taken: Taken::Frames(0),
+            kept,
             parts,
         }
     }
@@ -212,13 +234,22 @@ impl<'p> Driver<'p> {
         }
         match self.settle_and_go_on(wait) {
             Err(LaneError::Step(_, held @ StepError::Held { .. })) => Ok(Ended::Held(held)),
+            Err(LaneError::Step(_, StepError::TooLarge { bytes, limit, by_stream })) => {
+                let (portion, streams) = (&mut self.kept.portion, &self.parts.streams);
+                if portion.shrink(self.taken, (bytes, limit), &by_stream, streams) {
+                    return Ok(Ended::Rebuild);
+                }
+                Ok(Ended::Held(StepError::TooLarge { bytes, limit, by_stream }))
+            }
             ended => ended,
         }
     }
 
     fn settle_and_go_on(&mut self, wait: &mut Duration) -> Result<Ended, LaneError> {
-        while let Some(mut fx) = self.lane.settle(self.parts.now()).map_err(|e| self.failed(e))? {
-            if !self.write(&mut fx)? {
+        loop {
+            let (now, most) = (self.parts.now(), self.kept.portion.windows);
+            let Some(mut fx) = self.lane.settle(now, most).map_err(|e| self.failed(e))? else { break };
+            if !self.write_closed(&mut fx)? {
                 return Ok(Ended::Stop);
             }
         }
@@ -246,30 +277,29 @@ impl<'p> Driver<'p> {
         if self.looked_at.elapsed() >= LOOK && !self.look()? {
             return Ok(Some(Ended::Stop));
         }
+        if self.kept.order.is_some() && !self.obey()? {
+            return Ok(Some(Ended::Stop));
+        }
         if !frames.is_empty() {
             return Ok(None);
         }
         match self.wait(LOOK) {
             Woken::Stop => Ok(Some(Ended::Stop)),
             Woken::Modules => Ok(Some(Ended::Rebuild)),
-            Woken::Command(Command::Flush(stream, done)) => {
-                let mut fx = self.lane.flush(&stream, self.parts.now()).map_err(|e| self.failed(e))?;
-                let written = self.write(&mut fx)?;
-                // Whoever asked may have left.
-                let _ = done.send(());
-                Ok((!written).then_some(Ended::Stop))
-            }
-            Woken::Input | Woken::Time => Ok(None),
+            Woken::Order | Woken::Input | Woken::Time => Ok(None),
         }
     }
 
     fn wait(&mut self, at_most: Duration) -> Woken {
-        let (parts, tail) = (&mut *self.parts, &mut self.tail);
+        let (parts, tail, waiting) = (&mut *self.parts, &mut self.tail, &mut self.kept.order);
         parts.runtime.block_on(async {
             tokio::select! {
                 () = parts.stop.cancelled() => Woken::Stop,
                 Ok(()) = parts.modules_changed.changed() => Woken::Modules,
-                Some(command) = parts.commands.recv() => Woken::Command(command),
+                Some(order) = parts.commands.recv() => {
+                    *waiting = Some(order);
+                    Woken::Order
+                }
                 Ok(()) = tail.changed() => Woken::Input,
                 () = tokio::time::sleep(at_most) => Woken::Time,
             }
@@ -281,7 +311,7 @@ impl<'p> Driver<'p> {
     fn gather(&mut self) -> Result<Vec<Frame>, LaneError> {
         let (mut frames, mut events, mut bytes) = (Vec::new(), 0, 0);
         let mut until: Option<Instant> = None;
-        while events < STEP_EVENTS && bytes < STEP_BYTES {
+        while events < STEP_EVENTS && bytes < STEP_BYTES && frames.len() < self.kept.portion.frames {
             self.tail.mark_unchanged();
             let next = self.reader.next().map_err(|e| LaneError::Input(self.parts.root.name.clone(), e))?;
             self.report_gaps();
@@ -341,6 +371,27 @@ impl<'p> Driver<'p> {
         mine.map_or(0, |(_, events)| *events as usize)
     }
 
+    /// Carries out the order that waits; false when the writer is gone.
+    fn obey(&mut self) -> Result<bool, LaneError> {
+        let Some(Command::Flush(stream, _)) = &self.kept.order else { return Ok(true) };
+        let stream = stream.clone();
+        loop {
+            let (now, most) = (self.parts.now(), self.kept.portion.windows);
+            let mut fx = self.lane.flush(&stream, now, most).map_err(|e| self.failed(e))?;
+            if fx.is_empty() {
+                break;
+            }
+            if !self.write_closed(&mut fx)? {
+                return Ok(false);
+            }
+        }
+        if let Some(Command::Flush(_, done)) = self.kept.order.take() {
+            // Whoever asked may have left.
+            let _ = done.send(());
+        }
+        Ok(true)
+    }
+
     /// Takes the frames' events through the lane and hands the step over; false when the writer is gone.
     fn step(&mut self, frames: &[Frame]) -> Result<bool, LaneError> {
         if frames.is_empty() {
@@ -348,6 +399,7 @@ impl<'p> Driver<'p> {
             return if due { self.write(&mut Effects::default()) } else { Ok(true) };
         }
         let started = Instant::now();
+        self.taken = Taken::Frames(frames.len());
         let (events, mut expected) = (self.events(frames), 0);
         for frame in frames {
             expected += events_by_stream(&frame.meta).map_or(0, |_| self.events_for_me(frame));
@@ -432,10 +484,25 @@ impl<'p> Driver<'p> {
     /// Looks at the clock and at the lane's health; false when the writer is gone.
     fn look(&mut self) -> Result<bool, LaneError> {
         self.looked_at = Instant::now();
-        let mut fx = self.lane.idle(self.parts.now()).map_err(|e| self.failed(e))?;
+        loop {
+            let (now, most) = (self.parts.now(), self.kept.portion.windows);
+            let mut fx = self.lane.idle(now, most).map_err(|e| self.failed(e))?;
+            if fx.is_empty() {
+                break;
+            }
+            if !self.write_closed(&mut fx)? {
+                return Ok(false);
+            }
+        }
         self.parts.metrics.health(&self.lane.health());
-        self.parts.metrics.module_failures(self.troubles);
-        if fx.is_empty() { Ok(true) } else { self.write(&mut fx) }
+        self.parts.metrics.module_failures(&self.kept.troubles);
+        Ok(true)
+    }
+
+    /// Hands over what came of windows that closed without input; false when the writer is gone.
+    fn write_closed(&mut self, fx: &mut Effects) -> Result<bool, LaneError> {
+        self.taken = Taken::Windows(fx.closed);
+        self.write(fx)
     }
 
     /// Hands effects over with the position read so far; false when the writer is gone.
@@ -449,17 +516,11 @@ impl<'p> Driver<'p> {
             count.dropped += loss.rows;
         }
         let made_ns = self.parts.clock.wall_ns();
-        let blocks = encode::blocks(fx, made_ns).map_err(|e| LaneError::Encode(name.clone(), e))?;
-        self.parts.metrics.effects(fx);
+        let blocks = encode::blocks(fx, made_ns, self.kept.portion.short)
+            .map_err(|e| LaneError::Encode(name.clone(), e))?;
         let changes = fx.take_changes();
-        let size: usize = changes.puts.iter().map(|(k, v)| k.len() + v.len()).sum();
-        if size > STEP_CHANGES_BYTES_MAX {
-            let why = format!(
-                "its states change by {size} bytes in one step, the limit is {STEP_CHANGES_BYTES_MAX}"
-            );
-            let (stream, module) = (name.to_string(), "of the lane".to_owned());
-            return Err(LaneError::Step(name, StepError::Held { stream, module, why }));
-        }
+        Portion::check(&blocks, &changes, self.parts.step_bytes_max).map_err(|e| self.failed(e))?;
+        self.parts.metrics.effects(fx);
         let step = PendingStep {
             lane: name,
             consumed: self.read,
@@ -470,6 +531,9 @@ impl<'p> Driver<'p> {
             losses,
         };
         (self.recorded, self.recorded_at) = (self.read, Instant::now());
+        if self.kept.portion.fitted() {
+            self.lane.refuse(&self.kept.portion.refused);
+        }
         Ok(self.parts.output.write(step).is_ok())
     }
 

@@ -251,6 +251,7 @@ impl Opened {
                 clock: self.clock.clone(),
                 metrics: metrics.clone(),
                 pressed: self.pressed(),
+                step_bytes_max: self.step_bytes_max(),
                 stop: tasks.token(),
                 runtime: Handle::current(),
             };
@@ -307,6 +308,12 @@ impl Opened {
             dedup.max_keys = fitting;
         }
         root
+    }
+
+    /// Most bytes that one step may come to.
+    fn step_bytes_max(&self) -> usize {
+        let share = self.config.buffer.quota_bytes / limits::STEP_OUT_QUOTA_SHARE;
+        usize::try_from(share).unwrap_or(usize::MAX).min(limits::STEP_OUT_BYTES_MAX)
     }
 
     /// Whether the buffer is so full that dropping policies apply.

@@ -84,8 +84,10 @@ pub const STEP_EVENTS: usize = 8_192;
 pub const STEP_BYTES: usize = 2 << 20;
 /// …or the first of them has waited this long for more.
 pub const STEP_LINGER: Duration = Duration::from_millis(10);
-/// Most bytes of state that one step may change: a frame holds them.
-pub const STEP_CHANGES_BYTES_MAX: usize = 16 << 20;
+/// Most bytes of rows and changes of state that one step may come to: a frame holds them…
+pub const STEP_OUT_BYTES_MAX: usize = 30 << 20;
+/// …and at most this share of the quota, or a frame might never find room.
+pub const STEP_OUT_QUOTA_SHARE: u64 = 4;
 /// Steps of one lane that may wait for the writer of the output log.
 pub const STEPS_WAITING_MAX: usize = 4;
 /// Most frames that the writer puts under one sync.
@@ -139,6 +141,8 @@ const _: () = assert!(
     DEAD_LETTER_PAYLOAD_BYTES_MAX + TOPIC_BYTES_MAX + DEAD_LETTER_REST_BYTES
         < record::limits::BLOCK_BYTES_MAX
 );
+// The writer adds positions, chains, counts and columns.
+const _: () = assert!(STEP_OUT_BYTES_MAX + (1 << 20) < journal::limits::PAYLOAD_BYTES_MAX);
 const _: () = assert!(LAST_PUSH_WAIT.as_nanos() < TAKE_OVER_WAIT.as_nanos());
 const _: () = assert!(
     LISTENER_SCRATCH_BYTES_MAX + EVENT_PAYLOAD_BYTES_MAX + TOPIC_BYTES_MAX + CLIENT_ID_BYTES_MAX + 1024

@@ -24,6 +24,9 @@ mod shape;
 mod troubles;
 mod windows;
 
+use record::StreamName;
+use std::collections::BTreeMap;
+
 pub use dedup::DEDUP_ENTRY_BYTES;
 pub use effects::Effects;
 pub use graph::{Health, Lane, ModulesOf};
@@ -51,6 +54,16 @@ pub enum StepError {
         module: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// What came of it does not fit a frame.
+    #[error("the rows and states of one step come to {bytes} bytes, the limit is {limit}")]
+    TooLarge {
+        /// How much.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+        /// Who brought it.
+        by_stream: BTreeMap<StreamName, usize>,
     },
     /// The program contradicts itself, or the state image is not of this program.
     #[error("stream {stream}: {why}")]

@@ -7,8 +7,12 @@ use crate::{
 };
 use record::{Batch, DEAD_LETTERS, RecordError, StreamName, block, limits::BATCH_ROWS_MAX};
 
-/// The blocks of a step made at `made_ns`, in the order of each stream's rows; dead letters last.
-pub(crate) fn blocks(fx: &mut Effects, made_ns: i64) -> Result<Vec<PendingBlock>, RecordError> {
+/// What a dead letter keeps of its payload where all of them together would be too much.
+const SHORT_PAYLOAD_BYTES: usize = 256;
+
+/// The blocks of a step made at `made_ns`, in the order of each stream's rows; dead letters last, with `short` only the
+/// beginnings of their payloads.
+pub(crate) fn blocks(fx: &mut Effects, made_ns: i64, short: bool) -> Result<Vec<PendingBlock>, RecordError> {
     let mut out = Vec::new();
     for (stream, batch) in std::mem::take(&mut fx.rows) {
         for row in encode(&stream, &batch, &mut out)? {
@@ -26,7 +30,10 @@ pub(crate) fn blocks(fx: &mut Effects, made_ns: i64) -> Result<Vec<PendingBlock>
             fx.dead_letters.push(DeadLetter::of_row(&stream, Reason::TooLarge, error, &batch, row, made_ns));
         }
     }
-    let letters = std::mem::take(&mut fx.dead_letters);
+    let mut letters = std::mem::take(&mut fx.dead_letters);
+    if short {
+        letters.iter_mut().for_each(|letter| letter.cut(SHORT_PAYLOAD_BYTES));
+    }
     if letters.is_empty() {
         return Ok(out);
     }

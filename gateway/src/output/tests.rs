@@ -65,7 +65,7 @@ fn work(
         let next = (at + sizes.next().copied().unwrap_or(1)).min(input.len());
         let payloads: Vec<String> = input[at..next].concat();
         let mut fx = lane.step(&events(&payloads), NOW).unwrap_or_else(|e| panic!("{e}"));
-        let blocks = blocks(&mut fx, NOW.wall_ns).expect("rows fit");
+        let blocks = blocks(&mut fx, NOW.wall_ns, false).expect("rows fit");
         at = next;
         let step = PendingStep {
             lane: root.name.clone(),

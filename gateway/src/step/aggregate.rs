@@ -30,8 +30,6 @@ use udf_host::CallError;
 const GROUPS_PER_CALL: usize = 4_096;
 /// With every further try to load them, fewer of them: one call has a limit of time.
 const FEWER_PER_TRY: usize = 16;
-/// Entries of the state that are taken away in one step.
-const LEAVING_PER_STEP: usize = 20_000;
 
 pub(super) struct Aggregation {
     stream: StreamName,
@@ -48,8 +46,8 @@ pub(super) struct Aggregation {
     shape: Shape,
     /// Whether the state says so already.
     shape_saved: bool,
-    /// Windows of a length that is no longer the stream's, and their keys: they close before anything else.
-    outgrown: (Vec<Closing>, Vec<u32>),
+    /// Windows of a length that is no longer the stream's, by key: they close before anything else.
+    outgrown: Vec<Closing>,
 }
 
 impl Aggregation {
@@ -85,7 +83,7 @@ impl Aggregation {
             guard,
             shape: Shape::new(windows.every_ns(), windows.picks(), input),
             shape_saved: false,
-            outgrown: Default::default(),
+            outgrown: Vec::new(),
             windows,
             idle_ns: window.idle.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             key_schema: Arc::new(key_schema),
@@ -104,7 +102,7 @@ impl Aggregation {
         me.load_restored(now)?;
         if let Some(saved) = saved.filter(|saved| as_saved && saved.every_ns != me.shape.every_ns) {
             me.outgrown = me.windows.close_all_of(saved.every_ns);
-            tracing::warn!(stream = %stream, windows = me.outgrown.0.len(),
+            tracing::warn!(stream = %stream, windows = me.outgrown.len(),
                 "the length of the windows has changed: those that are open close now");
         }
         Ok(me)
@@ -116,6 +114,11 @@ impl Aggregation {
 
     pub(super) fn is_suspended(&self) -> bool {
         self.guard.is_suspended()
+    }
+
+    /// From now on the module is not called, for this reason, or is again.
+    pub(super) fn refuse(&mut self, why: Option<&String>) {
+        self.guard.refuse(why);
     }
 
     pub(super) fn open_windows(&self) -> usize {
@@ -185,27 +188,31 @@ impl Aggregation {
         Ok(())
     }
 
-    /// Takes away what could not be restored, and closes windows that were outgrown; a part at a time, since a frame has
-    /// a limit. The new shape is saved with the last part: after a crash before that, all this goes on.
-    pub(super) fn settle(&mut self, now: Now, fx: &mut Effects) -> Result<Vec<Batch>, StepError> {
-        if self.leaving.is_empty() && self.outgrown.0.is_empty() {
+    /// Takes away what could not be restored, and closes windows that were outgrown; at most so many at a time, since a
+    /// frame has a limit. The new shape is saved with the last part: after a crash before that, all this goes on.
+    pub(super) fn settle(
+        &mut self,
+        now: Now,
+        most: usize,
+        fx: &mut Effects,
+    ) -> Result<Vec<Batch>, StepError> {
+        if self.leaving.is_empty() && self.outgrown.is_empty() {
             return Ok(Vec::new());
         }
-        let (windows, touched) = &mut self.outgrown;
-        let closing: Vec<Closing> = windows.drain(..windows.len().min(GROUPS_PER_CALL)).collect();
-        if windows.is_empty() {
-            let touched = std::mem::take(touched);
-            self.save_keys(&touched, fx);
-        }
+        let closing: Vec<Closing> =
+            self.outgrown.drain(..self.outgrown.len().min(GROUPS_PER_CALL).min(most)).collect();
+        let mut touched: Vec<u32> = closing.iter().map(|c| c.key).collect();
+        touched.dedup();
+        self.save_keys(&touched, fx);
         let out = self.close(&closing, now, fx)?;
-        let from = self.leaving.len().saturating_sub(LEAVING_PER_STEP);
-        let leaving = self.leaving.split_off(from);
+        let leaving = self.leaving.split_off(self.leaving.len().saturating_sub(most));
+        fx.closed += closing.len() + leaving.len();
         let windows = leaving.iter().filter(|key| keys::is_group(key)).count() as u64;
         if windows > 0 {
             *fx.forgotten.entry((self.stream.clone(), self.leaving_why)).or_default() += windows;
         }
         leaving.into_iter().for_each(|key| fx.delete(key));
-        if self.leaving.is_empty() && self.outgrown.0.is_empty() {
+        if self.leaving.is_empty() && self.outgrown.is_empty() {
             self.save_shape(fx);
         }
         Ok(out)
@@ -220,7 +227,7 @@ impl Aggregation {
     /// Takes rows; gives the results of the windows that closed, if any.
     pub(super) fn rows(&mut self, rows: &Batch, now: Now, fx: &mut Effects) -> Result<Vec<Batch>, StepError> {
         debug_assert!(
-            self.leaving.is_empty() && self.outgrown.0.is_empty(),
+            self.leaving.is_empty() && self.outgrown.is_empty(),
             "the lane is settled before its first step"
         );
         self.save_shape(fx);
@@ -244,12 +251,20 @@ impl Aggregation {
         Ok(out)
     }
 
-    /// Closes windows of silent keys, or with `all` of every key.
-    pub(super) fn quiet(&mut self, all: bool, now: Now, fx: &mut Effects) -> Result<Vec<Batch>, StepError> {
+    /// Closes windows of silent keys, or with `all` of every key; at most so many.
+    pub(super) fn quiet(
+        &mut self,
+        all: bool,
+        now: Now,
+        most: usize,
+        fx: &mut Effects,
+    ) -> Result<Vec<Batch>, StepError> {
         if !all && self.idle_ns.is_none() {
             return Ok(Vec::new());
         }
-        let (closing, touched) = self.windows.close_idle(now.monotonic_ns, self.idle_ns.filter(|_| !all));
+        let (closing, touched) =
+            self.windows.close_idle(now.monotonic_ns, self.idle_ns.filter(|_| !all), most);
+        fx.closed += closing.len();
         self.save_keys(&touched, fx);
         self.close(&closing, now, fx)
     }
@@ -351,6 +366,9 @@ impl Aggregation {
 
     /// The results of some windows; a module that fails is tried once more with a fresh instance.
     fn finish(&mut self, part: &[Closing], now: Now) -> Result<Result<Batch, CallError>, StepError> {
+        if let Some(error) = self.guard.refused() {
+            return Ok(Err(error));
+        }
         let slots: Vec<u32> = part.iter().map(|c| c.slot).collect();
         let mut last = CallError::Guest("not tried".to_owned());
         for _ in 0..2 {

@@ -18,6 +18,8 @@ pub struct Effects {
     pub undeclared: u64,
     /// Open windows that were given up without a result, by stream and cause.
     pub forgotten: BTreeMap<(StreamName, &'static str), u64>,
+    /// Windows that were closed, or given up, without input having closed them.
+    pub closed: usize,
     state: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 use journal::StateImage;
 use record::{Batch, RecordError, StreamName, StreamSchema, limits::BATCH_ROWS_MAX};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A lane's core; see the module above.
 pub struct Lane {
@@ -119,11 +119,11 @@ impl Lane {
     }
 
     /// Deals with what the core found in the state and cannot go on from (windows of another length are closed, what
-    /// fits no more is taken away), a part of it at a time; nothing when that is done. To be asked for before the first
-    /// step. After an error the lane is used up.
-    pub fn settle(&mut self, now: Now) -> Result<Option<Effects>, StepError> {
+    /// fits no more is taken away), at most so many entries of a stream at a time; nothing when that is done. To be asked
+    /// for before the first step. After an error the lane is used up.
+    pub fn settle(&mut self, now: Now, most: usize) -> Result<Option<Effects>, StepError> {
         let mut fx = Effects::default();
-        settle(&mut self.below, now, &mut fx)?;
+        settle(&mut self.below, now, most, &mut fx)?;
         Ok((!fx.is_empty()).then_some(fx))
     }
 
@@ -180,19 +180,25 @@ impl Lane {
         }
     }
 
-    /// Closes the windows of keys that have been silent for the time that their stream allows; nothing happened when
-    /// the effects are empty. After an error the lane is used up.
-    pub fn idle(&mut self, now: Now) -> Result<Effects, StepError> {
+    /// Closes the windows of keys that have been silent for the time that their stream allows, at most so many of a
+    /// stream; there were none when the effects are empty. After an error the lane is used up.
+    pub fn idle(&mut self, now: Now, most: usize) -> Result<Effects, StepError> {
         let mut fx = Effects::default();
-        quiet(&mut self.below, None, now, &mut fx)?;
+        quiet(&mut self.below, None, now, most, &mut fx)?;
         Ok(fx)
     }
 
-    /// Closes every open window of a stream. After an error the lane is used up.
-    pub fn flush(&mut self, stream: &StreamName, now: Now) -> Result<Effects, StepError> {
+    /// Closes open windows of a stream, at most so many; there were none when the effects are empty. After an error the
+    /// lane is used up.
+    pub fn flush(&mut self, stream: &StreamName, now: Now, most: usize) -> Result<Effects, StepError> {
         let mut fx = Effects::default();
-        quiet(&mut self.below, Some(stream), now, &mut fx)?;
+        quiet(&mut self.below, Some(stream), now, most, &mut fx)?;
         Ok(fx)
+    }
+
+    /// From now on only the modules of other streams are called; rows of these follow their policy, with this reason.
+    pub fn refuse(&mut self, streams: &BTreeMap<StreamName, String>) {
+        self.below.iter_mut().for_each(|stage| stage.refuse(streams));
     }
 }
 
@@ -263,6 +269,17 @@ impl Stage {
         self.below.iter().for_each(|s| s.health(out));
     }
 
+    fn refuse(&mut self, streams: &BTreeMap<StreamName, String>) {
+        let why = streams.get(&self.stream);
+        match &mut self.work {
+            Work::Same => {}
+            Work::Filter(guard) => guard.refuse(why),
+            Work::Transform(guard) => guard.refuse(why),
+            Work::Aggregate(aggregation) => aggregation.refuse(why),
+        }
+        self.below.iter_mut().for_each(|stage| stage.refuse(streams));
+    }
+
     /// Takes the parent's rows.
     fn rows(&mut self, rows: &Batch, now: Now, fx: &mut Effects) -> Result<(), StepError> {
         fx.count(&self.stream).received += rows.rows() as u64;
@@ -299,14 +316,14 @@ fn emit(
     below.iter_mut().try_for_each(|stage| stage.rows(rows, now, fx))
 }
 
-fn settle(stages: &mut [Stage], now: Now, fx: &mut Effects) -> Result<(), StepError> {
+fn settle(stages: &mut [Stage], now: Now, most: usize, fx: &mut Effects) -> Result<(), StepError> {
     for stage in stages {
         if let Work::Aggregate(aggregation) = &mut stage.work {
-            for out in aggregation.settle(now, fx)? {
+            for out in aggregation.settle(now, most, fx)? {
                 emit(&stage.stream, stage.forward, &mut stage.below, &out, now, fx)?;
             }
         }
-        settle(&mut stage.below, now, fx)?;
+        settle(&mut stage.below, now, most, fx)?;
     }
     Ok(())
 }
@@ -315,6 +332,7 @@ fn quiet(
     stages: &mut [Stage],
     only: Option<&StreamName>,
     now: Now,
+    most: usize,
     fx: &mut Effects,
 ) -> Result<(), StepError> {
     for stage in stages {
@@ -322,11 +340,11 @@ fn quiet(
         if let Work::Aggregate(aggregation) = &mut stage.work
             && wanted
         {
-            for out in aggregation.quiet(only.is_some(), now, fx)? {
+            for out in aggregation.quiet(only.is_some(), now, most, fx)? {
                 emit(&stage.stream, stage.forward, &mut stage.below, &out, now, fx)?;
             }
         }
-        quiet(&mut stage.below, only, now, fx)?;
+        quiet(&mut stage.below, only, now, most, fx)?;
     }
     Ok(())
 }
@@ -348,7 +366,7 @@ fn filtered(
         kept.for_each(|i| set(at.start + i));
     }
     let poison: Vec<usize> = isolated.poison.iter().map(|p| p.row).collect();
-    if guard.policy() == OnModuleFailure::Pass {
+    if guard.policy() == OnModuleFailure::Pass && guard.refused().is_none() {
         poison.iter().for_each(|row| set(*row));
         judged += poison.len();
     } else {

@@ -96,6 +96,12 @@ pub fn group(stream: &StreamName, start_ns: i64, key: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Whose state a key is of.
+pub fn stream_of(key: &[u8]) -> Option<StreamName> {
+    let name = key.get(1..)?.split(|b| *b == 0).next()?;
+    StreamName::new(std::str::from_utf8(name).ok()?).ok()
+}
+
 /// Whether a key of the state is that of an open window.
 pub fn is_group(key: &[u8]) -> bool {
     key.first() == Some(&b'g')

@@ -104,6 +104,8 @@ pub(super) struct Guard<T: ?Sized> {
     rests_until_ns: Option<u64>,
     told_ns: Option<u64>,
     troubles: Troubles,
+    /// Why the module is not called in this step.
+    refused: Option<String>,
 }
 
 /// Why a call gave nothing.
@@ -140,6 +142,7 @@ impl<T: ?Sized> Guard<T> {
             rests_until_ns: None,
             told_ns: None,
             troubles: troubles.clone(),
+            refused: None,
         };
         me.instance()?;
         Ok(me)
@@ -162,6 +165,15 @@ impl<T: ?Sized> Guard<T> {
     /// Throws the instance away after it failed.
     pub(super) fn discard(&mut self) {
         self.instance = None;
+    }
+
+    /// From now on the module is not called, for this reason, or is again.
+    pub(super) fn refuse(&mut self, why: Option<&String>) {
+        self.refused = why.cloned();
+    }
+
+    pub(super) fn refused(&self) -> Option<CallError> {
+        self.refused.clone().map(CallError::Guest)
     }
 
     pub(super) fn policy(&self) -> OnModuleFailure {
@@ -215,6 +227,13 @@ impl<T: ?Sized> Guard<T> {
         now: Now,
         mut call: impl FnMut(&mut T, Option<u32>, &Batch, Range<usize>) -> Result<R, Failed>,
     ) -> Result<Isolated<R>, StepError> {
+        if let Some(error) = self.refused() {
+            if self.on_failure == OnModuleFailure::Hold && batch.rows() > 0 {
+                return Err(self.held(error.to_string()));
+            }
+            let poison = (0..batch.rows()).map(|row| PoisonRow { row, error: error.clone(), alone: false });
+            return Ok(Isolated { passed: Vec::new(), poison: poison.collect() });
+        }
         if self.rests_until_ns.is_some_and(|until| now.monotonic_ns < until) {
             let error = CallError::Guest("the module is suspended after repeated failures".to_owned());
             let poison = (0..batch.rows()).map(|row| PoisonRow { row, error: error.clone(), alone: false });

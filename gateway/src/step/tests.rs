@@ -234,7 +234,7 @@ impl Bench {
     }
 
     fn step(&mut self, lane: &mut Lane, payloads: &[String]) {
-        while let Some(fx) = lane.settle(NOW).unwrap() {
+        while let Some(fx) = lane.settle(NOW, usize::MAX).unwrap() {
             self.take(fx);
         }
         let fx = lane.step(&events(payloads), NOW).unwrap();
@@ -379,13 +379,13 @@ fn silent_windows_close_when_asked_or_after_the_idle_time() {
     let mut bench = Bench::new(&with_idle);
     let mut lane = bench.lane().unwrap();
     bench.step(&mut lane, &[row("a", 1, 1.0), row("a", 70, 2.0)]);
-    assert!(lane.idle(Now { monotonic_ns: 9_000_000_000, ..NOW }).unwrap().is_empty());
-    let fx = lane.idle(Now { monotonic_ns: 10_000_000_000, ..NOW }).unwrap();
+    assert!(lane.idle(Now { monotonic_ns: 9_000_000_000, ..NOW }, usize::MAX).unwrap().is_empty());
+    let fx = lane.idle(Now { monotonic_ns: 10_000_000_000, ..NOW }, usize::MAX).unwrap();
     bench.take(fx);
     assert_eq!(bench.rows["sums"].len(), 2);
     bench.step(&mut lane, &[row("a", 71, 1.0), row("b", 71, 1.0)]);
     assert_eq!(bench.letters[0].1, Reason::Late, "the window of a was closed");
-    let fx = lane.flush(&StreamName::new("sums").unwrap(), NOW).unwrap();
+    let fx = lane.flush(&StreamName::new("sums").unwrap(), NOW, usize::MAX).unwrap();
     bench.take(fx);
     assert_eq!(bench.rows["sums"].len(), 3);
     assert_eq!(bench.image.scan_prefix(b"gsums\0").count(), 0, "no state is left behind");
@@ -408,7 +408,7 @@ fn a_large_row_and_its_dead_letters_fit_blocks_and_are_counted() {
     // As text these are 30 bytes, 900 kB and 3 MB that hardly compress: the last is no row.
     let payloads = [row("a", 1, 10.0), row("a", 2, 300_000.0), row("a", 3, 1_000_000.0)];
     let mut fx = lane.step(&events(&payloads), NOW).unwrap();
-    let blocks = crate::lanes::blocks(&mut fx, NOW.wall_ns + 1).expect("everything fits a block");
+    let blocks = crate::lanes::blocks(&mut fx, NOW.wall_ns + 1, false).expect("everything fits a block");
     let rows =
         |stream: &str| blocks.iter().filter(|b| b.stream.as_str() == stream).map(|b| b.rows).sum::<u64>();
     assert_eq!((rows("m"), rows("long"), rows("never"), rows(DEAD_LETTERS)), (3, 2, 0, 4));
@@ -459,7 +459,7 @@ fn silent_keys_make_room_for_new_ones() {
     );
     assert_eq!(bench.letters.len(), 1, "{:?}", bench.letters);
     assert_eq!(bench.letters[0].1, Reason::Late);
-    let fx = lane.flush(&StreamName::new("sums").unwrap(), NOW).unwrap();
+    let fx = lane.flush(&StreamName::new("sums").unwrap(), NOW, usize::MAX).unwrap();
     bench.take(fx);
     let devices = ["old-000000", "newer", "old-000001", "new"];
     let found = bench.rows["sums"].iter();

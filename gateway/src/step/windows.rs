@@ -353,24 +353,37 @@ impl Windows {
         out.closing.extend(k.open.drain(..closed).map(|(start_ns, slot)| Closing { key, start_ns, slot }));
     }
 
-    /// Closes every open window of the keys from which nothing came for `idle_ns`, or of all keys.
-    pub(super) fn close_idle(&mut self, now_ns: u64, idle_ns: Option<u64>) -> (Vec<Closing>, Vec<u32>) {
-        self.close_as(self.every_ns, now_ns, idle_ns)
+    /// Closes the open windows of the keys from which nothing came for `idle_ns`, or of all keys; at most `most`.
+    pub(super) fn close_idle(
+        &mut self,
+        now_ns: u64,
+        idle_ns: Option<u64>,
+        most: usize,
+    ) -> (Vec<Closing>, Vec<u32>) {
+        self.close_as(self.every_ns, now_ns, idle_ns, most)
     }
 
     /// Closes every open window, of a length that is no longer the stream's.
-    pub(super) fn close_all_of(&mut self, every_ns: i64) -> (Vec<Closing>, Vec<u32>) {
-        self.close_as(every_ns, 0, None)
+    pub(super) fn close_all_of(&mut self, every_ns: i64) -> Vec<Closing> {
+        self.close_as(every_ns, 0, None, usize::MAX).0
     }
 
-    fn close_as(&mut self, every_ns: i64, now_ns: u64, idle_ns: Option<u64>) -> (Vec<Closing>, Vec<u32>) {
+    fn close_as(
+        &mut self,
+        every_ns: i64,
+        now_ns: u64,
+        idle_ns: Option<u64>,
+        most: usize,
+    ) -> (Vec<Closing>, Vec<u32>) {
         let (mut closing, mut touched) = (Vec::new(), Vec::new());
         for (index, key) in self.keys.iter_mut().enumerate() {
             let quiet = idle_ns.is_none_or(|idle| now_ns.saturating_sub(key.last_row_ns) >= idle);
-            let Some((newest_start, _)) = key.open.last().copied().filter(|_| quiet) else { continue };
+            let leaving = key.open.len().min(most - closing.len());
+            let newest = leaving.checked_sub(1).and_then(|last| key.open.get(last)).copied();
+            let Some((newest_start, _)) = newest.filter(|_| quiet) else { continue };
             key.closed_ns = key.closed_ns.max(newest_start.saturating_add(every_ns));
             touched.push(index as u32);
-            closing.extend(key.open.drain(..).map(|(start_ns, slot)| Closing {
+            closing.extend(key.open.drain(..leaving).map(|(start_ns, slot)| Closing {
                 key: index as u32,
                 start_ns,
                 slot,

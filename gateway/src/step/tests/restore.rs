@@ -34,8 +34,8 @@ fn saved_windows_of_another_key_are_given_up_and_counted() {
         assert_eq!(bench.forgotten, BTreeMap::from([((StreamName::new("sums").unwrap(), "key-changed"), 2)]));
         // Once more from the state: nothing more is given up.
         let mut lane = bench.lane().unwrap();
-        assert_eq!(lane.settle(NOW).unwrap().map(|_| ()), None);
-        let fx = lane.flush(&StreamName::new("sums").unwrap(), NOW).unwrap();
+        assert_eq!(lane.settle(NOW, usize::MAX).unwrap().map(|_| ()), None);
+        let fx = lane.flush(&StreamName::new("sums").unwrap(), NOW, usize::MAX).unwrap();
         bench.take(fx);
         assert_eq!(bench.rows["sums"].len(), 1, "{:?}", bench.rows["sums"]);
         assert!(bench.rows["sums"][0].contains(r#""count":2,"sum":8.0"#));
