@@ -4,7 +4,8 @@
 //! - a row selected by `{new}` is judged by exactly one successful evaluation: the positions move with the verdict,
 //!   in the same state;
 //! - an alert fires once: what is firing already is not a transition again, also after a restart from the state;
-//! - a failed evaluation changes nothing.
+//! - a failed evaluation changes nothing, and neither does one whose table is not there: what that table will hold is
+//!   judged once it is.
 
 use super::{
     file::{Group, GroupClock, Rule, RuleSet},
@@ -22,6 +23,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Engine {
     rules: RuleSet,
     health: BTreeMap<String, RuleHealth>,
+    /// Groups whose last clock question had no answer.
+    stalled: BTreeSet<usize>,
     /// What is remembered; the driver stores it before anything leaves.
     pub state: State,
 }
@@ -37,6 +40,8 @@ pub struct RuleHealth {
     pub suppressed: u64,
     /// Why the last evaluation failed; none when it did not.
     pub last_error: Option<String>,
+    /// What ClickHouse says of the table that the rule waits for, or its group's clock; none while all are there.
+    pub unknown_table: Option<String>,
     /// When it was, ns of this machine's clock.
     pub last_wall_ns: i64,
 }
@@ -73,7 +78,7 @@ impl Engine {
         frontier: &Positions,
         wall_ns: i64,
     ) -> (Self, Vec<Notification>) {
-        let mut engine = Self { rules, health: BTreeMap::new(), state };
+        let mut engine = Self { rules, health: BTreeMap::new(), stalled: BTreeSet::new(), state };
         let mut known = BTreeSet::new();
         for group in &engine.rules.groups {
             if let GroupClock::Event(_) = group.clock {
@@ -134,19 +139,30 @@ impl Engine {
         Some((sql, range))
     }
 
-    /// Takes the answer to [`Engine::clock_query`]. On an error the clock stands still.
-    pub fn advance_clock(&mut self, group: usize, range: &Range, answer: &Result<Table, QueryError>) {
-        let Some(group) = self.rules.groups.get(group) else { return };
+    /// Takes the answer to [`Engine::clock_query`]. On an error the clock stands still, and when its stream has no table
+    /// the group's rules wait for it.
+    pub fn advance_clock(&mut self, index: usize, range: &Range, answer: &Result<Table, QueryError>) {
+        let Some(group) = self.rules.groups.get(index) else { return };
         let Some(state) = self.state.groups.get_mut(&group.name) else { return };
-        match answer {
+        let unknown = match answer {
             Ok(table) => {
                 if let Some(newest) = newest_event(table) {
                     state.clock_ns = Some(state.clock_ns.map_or(newest, |c| c.max(newest)));
                 }
                 state.positions = range.end().clone();
+                self.stalled.remove(&index);
+                None
             }
-            Err(QueryError::UnknownTable(_)) => state.positions = range.end().clone(),
-            Err(_) => {}
+            Err(e) => {
+                self.stalled.insert(index);
+                let QueryError::UnknownTable(text) = e else { return };
+                Some(text)
+            }
+        };
+        for rule in &group.rules {
+            if let Some(health) = self.health.get_mut(&rule_key(group, rule)) {
+                health.unknown_table = unknown.cloned();
+            }
         }
     }
 
@@ -181,15 +197,26 @@ impl Engine {
     /// Whether rows up to `frontier` remain that the last evaluations left because of their bounds.
     pub fn behind(&self, group: usize, frontier: &Positions) -> bool {
         let Some(g) = self.rules.groups.get(group) else { return false };
-        let lags = |positions: &Positions| !Range::new(positions, frontier, u64::MAX).is_empty();
-        match self.state.groups.get(&g.name) {
-            Some(clock) => lags(&clock.positions),
-            None => g.rules.iter().filter(|r| r.sql.judges_new_rows()).any(|r| {
-                let key = rule_key(g, r);
-                let healthy = self.health.get(&key).is_some_and(|h| h.last_error.is_none());
-                healthy && self.state.rules.get(&key).is_some_and(|s| lags(&s.positions))
-            }),
+        // What did not succeed is left to the next interval: asking at once would be asking without a pause.
+        if self.stalled.contains(&group) {
+            return false;
         }
+        let lags = |positions: &Positions, to| !Range::new(positions, to, u64::MAX).is_empty();
+        let clock = self.state.groups.get(&g.name);
+        if clock.is_some_and(|c| lags(&c.positions, frontier)) {
+            return true;
+        }
+        // Rules are not evaluated before their clock shows something.
+        if clock.is_some_and(|c| c.clock_ns.is_none()) {
+            return false;
+        }
+        let frontier = clock.map_or(frontier, |c| &c.positions);
+        g.rules.iter().filter(|r| r.sql.judges_new_rows()).any(|r| {
+            let key = rule_key(g, r);
+            let fine = |h: &RuleHealth| h.last_error.is_none() && h.unknown_table.is_none();
+            let healthy = self.health.get(&key).is_some_and(fine);
+            healthy && self.state.rules.get(&key).is_some_and(|s| lags(&s.positions, frontier))
+        })
     }
 
     /// Takes the outcome of an evaluation and says what has begun or ceased to fire.
@@ -209,8 +236,13 @@ impl Engine {
         health.last_wall_ns = wall_ns;
         let table = match answer {
             Ok(table) => table,
-            // No row of the stream is stored yet, and the frontier was read before the question: there is nothing to judge.
-            Err(QueryError::UnknownTable(_)) => Table::default(),
+            // Perhaps it is not there yet, perhaps it is misspelled or gone for a while: only its rows could tell, so the
+            // verdict waits for them.
+            Err(QueryError::UnknownTable(text)) => {
+                health.last_error = None;
+                health.unknown_table = Some(text);
+                return Vec::new();
+            }
             Err(e) => {
                 health.failures += 1;
                 health.last_error = Some(e.to_string());
@@ -218,6 +250,9 @@ impl Engine {
             }
         };
         health.last_error = None;
+        if !self.stalled.contains(&evaluation.group) {
+            health.unknown_table = None;
+        }
         let (matched, suppressed) = matched_rows(rule, &table);
         health.suppressed += suppressed + u64::from(table.truncated);
         state.positions.clone_from(evaluation.range.end());

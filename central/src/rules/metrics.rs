@@ -9,6 +9,7 @@ pub(super) struct RuleMetrics {
     alerts: GaugeVec,
     evaluations: CounterVec,
     failures: CounterVec,
+    waiting: GaugeVec,
     suppressed: CounterVec,
     last_evaluation: GaugeVec,
     clock: GaugeVec,
@@ -42,6 +43,11 @@ impl RuleMetrics {
                 "tidegate_rule_failures_total",
                 "Evaluations that failed and will be repeated.",
                 &["group", "reason"],
+            ),
+            waiting: r.gauge_vec(
+                "tidegate_rules_without_table",
+                "Rules that wait for a table that is not there.",
+                &["group"],
             ),
             suppressed: r.counter_vec(
                 "tidegate_rule_suppressed_total",
@@ -145,11 +151,15 @@ impl RuleMetrics {
             self.pending.with(&[receiver]).set(engine.state.outbox.waiting(receiver) as f64);
             grow(&mut self.seen_dropped, receiver, dropped, &self.dropped.with(&[receiver]));
         }
-        let mut suppressed: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut by_group: BTreeMap<&str, (u64, u32)> = BTreeMap::new();
         for (key, h) in engine.health() {
-            *suppressed.entry(key.split('/').next().unwrap_or_default()).or_default() += h.suppressed;
+            let (suppressed, waiting) =
+                by_group.entry(key.split('/').next().unwrap_or_default()).or_default();
+            *suppressed += h.suppressed;
+            *waiting += u32::from(h.unknown_table.is_some());
         }
-        for (group, n) in suppressed {
+        for (group, (n, waiting)) in by_group {
+            self.waiting.with(&[group]).set(f64::from(waiting));
             grow(&mut self.seen_suppressed, group, n, &self.suppressed.with(&[group]));
         }
     }

@@ -7,7 +7,7 @@ use super::{
     file::RuleSet,
     limits,
     metrics::RuleMetrics,
-    source::{Frontier, QueryLimits, QuerySource},
+    source::{Frontier, QueryError, QueryLimits, QuerySource},
     sql::Positions,
     state::{Instance, State},
     store::{Store, StoreError},
@@ -149,7 +149,7 @@ pub struct Ruler {
     metrics: RuleMetrics,
     view: watch::Sender<Arc<View>>,
     commands: mpsc::Receiver<Command>,
-    /// Groups whose last clock question failed, so that it is logged once.
+    /// Rules whose last evaluation had no answer and groups whose clock question had none, so that it is logged once.
     quiet: BTreeMap<String, String>,
 }
 
@@ -247,8 +247,9 @@ impl Ruler {
         let limits = QueryLimits { rows_max: limits::ROWS_MAX, timeout: limits::QUERY_TIMEOUT };
         if let Some((sql, range)) = self.engine.clock_query(group, &frontier, wall_ns) {
             let answer = self.source.query(&sql, limits).await;
-            if let Err(e) = &answer {
-                self.complain(&name, &name, e);
+            match &answer {
+                Err(e) => self.complain(&name, &name, e),
+                Ok(_) => self.calm(&name),
             }
             self.engine.advance_clock(group, &range, &answer);
         }
@@ -262,7 +263,7 @@ impl Ruler {
             let rule = self.engine.rules().groups[group].rules[evaluation.rule()].alert.clone();
             match &answer {
                 Err(e) => self.complain(&name, &format!("{name}/{rule}"), e),
-                Ok(_) => drop(self.quiet.remove(&format!("{name}/{rule}"))),
+                Ok(_) => self.calm(&format!("{name}/{rule}")),
             }
             transitions.extend(self.engine.apply(evaluation, answer, self.clock.wall_ns()));
         }
@@ -279,16 +280,32 @@ impl Ruler {
         Ok(self.engine.behind(group, &frontier))
     }
 
-    /// Counts a failure, and logs it unless it is the same as before.
-    fn complain(&mut self, group: &str, rule: &str, e: &super::source::QueryError) {
-        if matches!(e, super::source::QueryError::UnknownTable(_)) {
+    /// Counts a failure, and logs it unless it is the same as before. A table that is not there is no failure: the rule
+    /// waits for it, and that is said once, whatever ClickHouse's words are each time.
+    fn complain(&mut self, group: &str, rule: &str, e: &QueryError) {
+        let waits = matches!(e, QueryError::UnknownTable(_));
+        if !waits {
+            self.metrics.failure(group, e.reason());
+        }
+        let known = if waits { e.reason().to_owned() } else { e.to_string() };
+        if self.quiet.get(rule) == Some(&known) {
             return;
         }
-        self.metrics.failure(group, e.reason());
-        let text = e.to_string();
-        if self.quiet.get(rule) != Some(&text) {
-            tracing::warn!(rule, reason = text, "a rule failed and will be evaluated again");
-            self.quiet.insert(rule.to_owned(), text);
+        match waits {
+            true => tracing::warn!(
+                rule,
+                reason = %e,
+                "a rule waits for a table that is not there; what comes meanwhile is judged when it is"
+            ),
+            false => tracing::warn!(rule, reason = known, "a rule failed and will be evaluated again"),
+        }
+        self.quiet.insert(rule.to_owned(), known);
+    }
+
+    /// Notes a success after which the next failure is news.
+    fn calm(&mut self, rule: &str) {
+        if self.quiet.remove(rule).is_some() {
+            tracing::info!(rule, "a rule is evaluated again");
         }
     }
 

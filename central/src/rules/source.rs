@@ -40,7 +40,7 @@ pub struct Table {
 /// Why a query has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
-    /// The table is not there: no row of its stream has been stored yet.
+    /// The table is not there: no row of its stream has been stored yet, or there is no such stream.
     #[error("{0}")]
     UnknownTable(String),
     /// ClickHouse refused or failed it; the message is for the author of the SQL.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// The noun.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Alerts {
-    /// Pending and firing alerts, rules that fail, receivers that lag
+    /// Pending and firing alerts, rules that fail or wait for a table, receivers that lag
     List(List),
     /// Send a test alert and its end to every receiver
     Test(Test),
@@ -90,6 +90,10 @@ fn list(answer: &Value) -> String {
     for r in array(&answer["rules"]).iter().filter(|r| !r["last_error"].is_null()) {
         out.push_str(&format!("rule {} fails: {}\n", cell(&r["rule"]), cell(&r["last_error"])));
     }
+    for r in array(&answer["rules"]).iter().filter(|r| !r["unknown_table"].is_null()) {
+        let (rule, why) = (cell(&r["rule"]), cell(&r["unknown_table"]));
+        out.push_str(&format!("rule {rule} waits for a table that is not there: {why}\n"));
+    }
     for r in array(&answer["receivers"]).iter().filter(|r| r["pending"] != 0 || r["failures"] != 0) {
         out.push_str(&format!(
             "receiver {}: {} waiting, {} failures in a row\n",
@@ -99,4 +103,25 @@ fn list(answer: &Value) -> String {
         ));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failing_and_waiting_rules_are_told_apart() {
+        let rule = |name: &str, error: Option<&str>, table: Option<&str>| json!({ "rule": name, "last_error": error, "unknown_table": table });
+        let answer = json!({
+            "alerts": [],
+            "rules": [rule("g/Fine", None, None), rule("g/Broken", Some("syntax"), None), rule("g/Early", None, Some("no m"))],
+            "receivers": [],
+        });
+        let lines = [
+            "no alert is pending or firing",
+            "rule g/Broken fails: syntax",
+            "rule g/Early waits for a table that is not there: no m",
+        ];
+        assert_eq!(list(&answer).lines().collect::<Vec<_>>(), lines);
+    }
 }

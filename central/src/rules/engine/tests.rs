@@ -147,6 +147,57 @@ fn a_rule_added_later_judges_from_then_on_and_bounds_hold() {
     assert!(e.behind(0, &far), "one offset is left");
 }
 
+fn unknown() -> Result<Table, QueryError> {
+    Err(QueryError::UnknownTable("Table tidegate.m does not exist".into()))
+}
+
+#[test]
+fn a_table_that_is_not_there_moves_no_position_and_resolves_nothing() {
+    let text = NEW
+        .replace("    clock: event\n    stream: m\n", "")
+        .replace("for: 1m\n        keep-firing-for: 5m", "for: 0s\n        keep-firing-for: 0s");
+    let (mut e, _) = Engine::start(rules(&text), State::default(), &Positions::new(), 0);
+    let turn = |e: &mut Engine, to: u64, answer: Result<Table, QueryError>| {
+        let evaluation = e.plan(0, &Positions::from([(0, to)]), to as i64).remove(0);
+        let notes = e.apply(&evaluation, answer, to as i64);
+        (evaluation.sql.unwrap_or_default(), notes.into_iter().map(|n| n.kind).collect::<Vec<_>>())
+    };
+    assert_eq!(turn(&mut e, 5, Ok(table(&[("a", 96.0)]))).1, [NotificationKind::Firing]);
+    let before = e.state.clone();
+    for to in [7, 9] {
+        assert_eq!(turn(&mut e, to, unknown()).1, [], "no verdict");
+        assert_eq!(e.state, before, "neither positions nor instances nor {{since}}");
+    }
+    let health = &e.health()["g/Hot"];
+    assert_eq!((health.failures, &health.last_error), (0, &None), "not a failure");
+    assert_eq!(health.unknown_table.as_deref(), Some("Table tidegate.m does not exist"));
+    assert!(!e.behind(0, &Positions::from([(0, 9)])), "asked again after the interval, not at once");
+    let (sql, notes) = turn(&mut e, 12, Ok(table(&[])));
+    assert!(sql.contains("_offset >= 5 and _offset < 12"), "all that came meanwhile: {sql}");
+    assert_eq!(notes, [NotificationKind::Resolved]);
+    assert_eq!(e.health()["g/Hot"].unknown_table, None);
+}
+
+#[test]
+fn a_clock_without_its_table_stands_still_and_is_not_asked_without_a_pause() {
+    let (mut e, _) = Engine::start(rules(NEW), State::default(), &Positions::new(), 0);
+    let frontier = Positions::from([(0, 9)]);
+    for (answer, waits) in [(unknown(), true), (Err(QueryError::Unreachable("gone".into())), true)] {
+        let (_, range) = e.clock_query(0, &frontier, 0).expect("still something new");
+        e.advance_clock(0, &range, &answer);
+        assert_eq!(e.health()["g/Hot"].unknown_table.is_some(), waits);
+        assert!(!e.behind(0, &frontier));
+    }
+    let (sql, range) = e.clock_query(0, &frontier, i64::MAX / 2).expect("still something new");
+    assert!(sql.contains("_offset >= 0 and _offset < 9"), "{sql}");
+    e.advance_clock(0, &range, &clock_answer(50 * SECOND));
+    assert_eq!(e.health()["g/Hot"].unknown_table, None);
+    assert!(e.behind(0, &frontier), "the rule has not judged what its clock has seen");
+    let evaluation = e.plan(0, &frontier, 0).remove(0);
+    e.apply(&evaluation, Ok(table(&[])), 0);
+    assert!(!e.behind(0, &frontier));
+}
+
 /// Rows as the sink stores them: each has a partition and an offset; some stand in the table before the sink has
 /// committed them.
 struct World {
