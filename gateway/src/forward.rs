@@ -11,7 +11,7 @@
 
 use crate::{
     dead_letter,
-    metrics::ForwardMetrics,
+    metrics::{ForwardMetrics, LanesMetrics},
     output::{
         Output, Snapshot, StreamState,
         frame::{STEP, Step, StepMeta},
@@ -303,6 +303,8 @@ pub struct DropOldest {
     pub incarnation: Incarnation,
     /// What central has acknowledged.
     pub acked: ForwardMetrics,
+    /// Where what is given up is counted.
+    pub metrics: LanesMetrics,
     /// Whether the buffer is so full that dropping policies apply.
     pub pressed: Arc<dyn Fn() -> bool + Send + Sync>,
     /// The wish to stop.
@@ -372,6 +374,7 @@ impl DropOldest {
         for (lane, losses) in lost {
             let rows: u64 = losses.values().map(|l| l.rows).sum();
             tracing::warn!(%lane, rows, "buffer full: the oldest rows are given up");
+            losses.values().for_each(|loss| self.metrics.given_up(loss));
             if self.output.give_up(&lane, losses.into_values().collect()).is_err() {
                 return Ok(());
             }

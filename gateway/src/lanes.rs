@@ -11,6 +11,7 @@
 //! It never acknowledges, never trims, and never touches another lane's state.
 
 mod encode;
+mod held;
 mod portion;
 
 #[cfg(test)]
@@ -99,6 +100,8 @@ pub struct LaneParts {
     pub pressed: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Most bytes that one step may come to: rows and changes of state.
     pub step_bytes_max: usize,
+    /// How much waiting input a held lane gives up at a time, where it may.
+    pub give_up_bytes: u64,
     /// The wish to stop.
     pub stop: CancellationToken,
     /// To wait on.
@@ -148,7 +151,7 @@ pub fn run(mut parts: LaneParts) -> Result<(), LaneError> {
                 }
                 parts.metrics.held(Some(&why));
                 told = Some(why);
-                if !parts.rest(wait) {
+                if !parts.rest(wait)? {
                     return Ok(());
                 }
                 wait = (wait * 2).min(HOLD_RETRY.1);
@@ -161,16 +164,16 @@ impl LaneParts {
     fn now(&self) -> Now {
         Now { wall_ns: self.clock.wall_ns(), monotonic_ns: self.clock.monotonic_ns() }
     }
+}
 
-    /// Waits for a module, or for some time; false when the process stops.
-    fn rest(&mut self, wait: Duration) -> bool {
-        self.runtime.block_on(async {
-            tokio::select! {
-                () = self.stop.cancelled() => false,
-                Ok(()) = self.modules_changed.changed() => true,
-                () = tokio::time::sleep(wait) => true,
-            }
-        })
+/// What stood in damaged frames nobody knows.
+fn input_damaged(lane: &StreamName, now_ns: i64) -> Loss {
+    Loss {
+        stream: lane.clone(),
+        seqs: Default::default(),
+        times_ns: (now_ns, now_ns),
+        rows: 0,
+        reason: INPUT_DAMAGED.to_owned(),
     }
 }
 
@@ -349,15 +352,7 @@ impl<'p> Driver<'p> {
             tracing::error!(lane = %self.parts.root.name, first = %gap.first, last = %gap.last, cause = ?gap.cause,
                 "input frames are not readable: their events are lost to this lane");
             self.parts.metrics.input_frames_lost.inc_by(gap.frames());
-            let now = self.parts.clock.wall_ns();
-            self.damaged = Some(Loss {
-                stream: self.parts.root.name.clone(),
-                seqs: Default::default(),
-                times_ns: (now, now),
-                // What stood in them nobody knows.
-                rows: 0,
-                reason: INPUT_DAMAGED.to_owned(),
-            });
+            self.damaged = Some(input_damaged(&self.parts.root.name, self.parts.clock.wall_ns()));
         }
     }
 
@@ -511,6 +506,7 @@ impl<'p> Driver<'p> {
         let dropped = self.lost.take().filter(|l| l.rows > 0);
         let losses: Vec<Loss> = dropped.into_iter().chain(self.damaged.take()).collect();
         for loss in &losses {
+            self.parts.metrics.given_up(loss);
             let count = fx.count(&name);
             count.received += loss.rows;
             count.dropped += loss.rows;

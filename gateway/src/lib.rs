@@ -104,6 +104,7 @@ struct Opened {
     door: Arc<Door>,
     modules: Arc<Modules>,
     forward: ForwardMetrics,
+    families: LanesMetrics,
     index: Index,
     output: Output,
     output_handle: journal::LogHandle,
@@ -183,7 +184,7 @@ fn open(config: Config, tasks: &mut Tasks) -> Result<Opened, StartError> {
     let parts = DoorParts { log: input_log, options, routes: routes.clone(), clock: clock.clone() };
     let door = Door::open(parts, &registry)?;
     let modules = Arc::new(Modules::open(&folder.modules(), &config.modules)?);
-    let forward = ForwardMetrics::new(&registry);
+    let (forward, families) = (ForwardMetrics::new(&registry), LanesMetrics::new(&registry));
     Ok(Opened {
         config,
         folder,
@@ -196,6 +197,7 @@ fn open(config: Config, tasks: &mut Tasks) -> Result<Opened, StartError> {
         door,
         modules,
         forward,
+        families,
         index,
         output,
         output_handle,
@@ -229,7 +231,6 @@ impl Opened {
         let dead_letters = StreamName::new(DEAD_LETTERS).expect("a valid name");
         // Only a writer that has already ended refuses, and its task tells why.
         let _ = self.output.announce(vec![(dead_letters, dead_letter::schema())]);
-        let families = LanesMetrics::new(&self.registry);
         let for_stream = self.modules.clone();
         let modules_for: ModulesFor = Arc::new(move |stream, input| for_stream.for_stream(stream, input));
         let roots = self.config.streams.iter().filter(|s| matches!(s.from, From::Sources { .. }));
@@ -237,7 +238,7 @@ impl Opened {
         for (index, root) in roots.enumerate() {
             let root = &self.with_fitting_dedup(root);
             let (commands, orders) = mpsc::channel(4);
-            let metrics = families.lane(&root.name);
+            let metrics = self.families.lane(&root.name);
             let parts = LaneParts {
                 root: root.clone(),
                 streams: self.config.streams.clone(),
@@ -252,6 +253,7 @@ impl Opened {
                 metrics: metrics.clone(),
                 pressed: self.pressed(),
                 step_bytes_max: self.step_bytes_max(),
+                give_up_bytes: limits::HELD_GIVE_UP_SEGMENTS * self.config.buffer.segment_bytes,
                 stop: tasks.token(),
                 runtime: Handle::current(),
             };
@@ -337,6 +339,7 @@ impl Opened {
             output: self.output.clone(),
             incarnation: self.folder.incarnation(),
             acked: self.forward.clone(),
+            metrics: self.families.clone(),
             pressed: self.pressed(),
             stop: tasks.token(),
         };

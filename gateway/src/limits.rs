@@ -107,6 +107,10 @@ pub const MODULE_FAILURES_MAX: u32 = 16;
 pub const MODULE_REST: Duration = Duration::from_secs(60);
 /// The first and the longest wait before a held lane tries again.
 pub const HOLD_RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How often a held lane whose stream may lose rows looks whether the buffer is nearly full…
+pub const HELD_LOOK: Duration = Duration::from_millis(600);
+/// …and how many segments of input it then gives up.
+pub const HELD_GIVE_UP_SEGMENTS: u64 = 2;
 /// How often at once a module is given the states of its open windows, each time in a fresh instance and in smaller parts.
 pub const LOADS_AT_ONCE: u32 = 3;
 /// After more tries than this of a lane that waits for it…

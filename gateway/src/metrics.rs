@@ -2,6 +2,7 @@
 
 use crate::{
     dead_letter::Reason,
+    output::Loss,
     step::{Effects, Health, Troubles},
 };
 use daemon::metrics::{Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, Registry, SECONDS};
@@ -21,6 +22,7 @@ pub struct LanesMetrics {
     windows_forgotten: CounterVec,
     last_event: GaugeVec,
     input_frames_lost: CounterVec,
+    given_up: CounterVec,
     step_seconds: HistogramVec,
 }
 
@@ -72,12 +74,24 @@ impl LanesMetrics {
                 "Input frames that could not be read.",
                 "lane",
             ),
+            given_up: registry.counter_vec(
+                "tidegate_given_up_rows_total",
+                "Rows, or events that were no rows yet, that were given up because the buffer was full.",
+                &["stream", "reason"],
+            ),
             step_seconds: registry.histogram_vec(
                 "tidegate_lane_step_seconds",
                 "Time of one step, without writing it.",
                 SECONDS,
                 &["lane"],
             ),
+        }
+    }
+
+    /// Rows, or events that were no rows yet, were given up.
+    pub fn given_up(&self, loss: &Loss) {
+        if loss.rows > 0 {
+            self.given_up.with(&[loss.stream.as_str(), &loss.reason]).inc_by(loss.rows);
         }
     }
 
@@ -120,6 +134,11 @@ impl LaneMetrics {
     /// Why the lane waits, if it does.
     pub fn why_held(&self) -> Option<String> {
         self.why_held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Rows were given up.
+    pub fn given_up(&self, loss: &Loss) {
+        self.families.given_up(loss);
     }
 
     /// When the newest event was accepted.

@@ -9,7 +9,7 @@ use crate::{
     limits::MODULE_BYTES_MAX,
     step::{Aggregate, Filter, Instances, Transform},
 };
-use record::StreamSchema;
+use record::{Digest, StreamSchema};
 use std::{path::Path, sync::Arc};
 use tokio::sync::watch;
 use udf_host::{
@@ -59,7 +59,11 @@ impl Modules {
     /// lane that misses its module says so for as long as it does.
     pub fn preload(&self, settings: &config::Modules) {
         for (module, path) in &settings.preload {
-            if self.store.show(module).is_ok_and(|stored| stored.is_some()) {
+            if let Ok(Some(stored)) = self.store.show(module) {
+                if std::fs::read(path).is_ok_and(|bytes| Digest::of(&bytes) != stored.digest) {
+                    tracing::error!(%module, path = %path.display(), stored = %stored.digest,
+                        "the file is not what was stored under this version, and what was stored stays: give the module another version");
+                }
                 continue;
             }
             let size = std::fs::metadata(path).map_or(0, |m| m.len());

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    config::Config,
     ingest::{Door, DoorParts},
     metrics::LanesMetrics,
     output::{Snapshot, Writer},
@@ -31,7 +32,11 @@ struct Bench {
 impl Bench {
     /// Puts the payloads into the input log, each as a frame, then starts the lane.
     fn new(streams: &str, payloads: &[String], step_bytes_max: usize) -> Self {
-        let (dir, config) = (tempfile::tempdir().expect("a folder"), config(streams));
+        Self::of(config(streams), payloads, step_bytes_max, false)
+    }
+
+    fn of(config: Config, payloads: &[String], step_bytes_max: usize, pressed: bool) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
         let log = |name: &str| {
             let options = LogOptions { segment_bytes: 4 << 20, ..LogOptions::default() };
             Log::open(RealDisk, &dir.path().join(name), options).expect("a log").0
@@ -66,8 +71,9 @@ impl Bench {
             commands,
             clock,
             metrics: LanesMetrics::new(&registry).lane(&config.streams[0].name),
-            pressed: Arc::new(|| false),
+            pressed: Arc::new(move || pressed),
             step_bytes_max,
+            give_up_bytes: 1,
             stop: stop.clone(),
             runtime: runtime.handle().clone(),
         };
@@ -149,4 +155,20 @@ fn many_windows_close_in_several_steps() {
     let sums = StreamName::new("sums").expect("a name");
     bench.until(|s| s.streams.get(&sums).is_some_and(|s| s.counts.produced == 500));
     assert_eq!(bench.counts("sums").dead_lettered, 0);
+}
+
+#[test]
+fn a_held_lane_that_may_drop_holds_up_no_source() {
+    for policy in [OnFull::DropOldest, OnFull::DropNewest] {
+        let mut config =
+            config("[stream.held]\nfrom = [\"m\"]\nmodule = \"nowhere@1\"\non-module-failure = \"hold\"\n");
+        config.streams[0].on_full = policy;
+        let payloads: Vec<String> = (0..3).map(|i| row("a", i, 1.0)).collect();
+        let mut bench = Bench::of(config, &payloads, usize::MAX, true);
+        bench.worked_through();
+        let counts = bench.counts("m");
+        assert_eq!((counts.received, counts.dropped, counts.kept), (3, 3, 0), "{policy:?}");
+        let losses = bench.snapshot.borrow().streams[&StreamName::new("m").expect("a name")].losses.clone();
+        assert_eq!(losses.values().map(|l| l.rows).sum::<u64>(), 3, "{policy:?}: {losses:?}");
+    }
 }
