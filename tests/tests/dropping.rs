@@ -1,13 +1,16 @@
 //! Central is away and a stream may lose rows: sources are never slowed, what is given up stands in the loss ledger with
 //! its number, and the audit balances.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
+use tidegate_tests::mqtt_load::Progress;
 use tidegate_tests::plant::{GATEWAY, Options, Plant};
 use tidegate_tests::simple::{self, STREAM};
 use tidegate_tests::{http_load::client, wait};
+use tokio_util::sync::CancellationToken;
 
 /// Bytes of text in each event, so that the events are twice what the buffer holds.
 const PADDING: usize = 4_000;
@@ -77,5 +80,44 @@ async fn drop_newest_keeps_the_oldest_and_says_what_went() -> anyhow::Result<()>
     ensure!(kept.dropped > 0 && kept.values.first() == Some(&0.0), "{} dropped", kept.dropped);
     let without_gap = kept.values.iter().enumerate().take(100).all(|(i, value)| *value == i as f64);
     ensure!(without_gap, "what came first is not all there");
+    Ok(())
+}
+
+/// The module of a stream that may drop is not there: nothing of it becomes a row, and nobody waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_stream_that_may_drop_slows_nobody() -> anyhow::Result<()> {
+    let held = r#"
+[stream.held]
+from = ["floor"]
+topics = ["held/+/data"]
+decode = { format = "json", time = "ts", device = { topic-level = 2 } }
+columns = { value = "float64" }
+on-full = "drop-oldest"
+
+[stream.held-checked]
+from = ["held"]
+module = "nowhere@1.0.0"
+on-module-failure = "hold"
+"#;
+    let streams = simple::stream(&["floor"]) + held;
+    let options = Options { streams, quota: "16 MiB".to_owned(), ..Options::default() };
+    let plant = Plant::start(&options).await?;
+    let mut sender = simple::device("press", simple::payloads(0, EVENTS, PADDING));
+    sender.topic = "held/press/data".to_owned();
+    let sending = sender.run(plant.mqtt, Arc::new(Progress::default()), CancellationToken::new());
+    tokio::time::timeout(DEADLINE, sending).await.context("its events are not acknowledged")?;
+
+    simple::send(&plant, "pump", simple::payloads(0, 500, 0)).await?;
+    plant.rows(STREAM, 500, DEADLINE).await?;
+    let metrics = plant.gateway_metrics().await?;
+    let given_up = metrics.sum("tidegate_given_up_rows_total", &[("stream", "held")]);
+    ensure!(given_up > 0.0 && given_up < EVENTS as f64, "{given_up} given up");
+    let audit = wait::until("an audit that names them", DEADLINE, async || {
+        let audit = plant.api.audit().await.ok()?;
+        (audit["dropped"].as_u64()? as f64 == given_up).then_some(audit)
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    ensure!(audit["lost"] == 0 && audit["duplicated"] == 0, "{audit}");
     Ok(())
 }
