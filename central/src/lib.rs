@@ -169,6 +169,7 @@ fn base(config: Config) -> Result<Base, StartError> {
     let registry = Registry::new();
     let random = Arc::new(SystemRandom);
     let log = embedded::Embedded::open(RealDisk, &config.data_dir.join("log"), &config.log, &*random)?;
+    link::log_size_metrics(&registry, log.quota());
     let log: Arc<dyn Log> = Arc::new(log);
     link::log_metrics(&registry, &log);
     Ok(Base {

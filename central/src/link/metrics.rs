@@ -3,6 +3,7 @@
 use crate::log::{Log, Partition};
 use ::link::{message::RefuseCode, server::Refusal};
 use daemon::metrics::{Counter, CounterVec, Gauge, Histogram, Registry, SECONDS};
+use journal::Quota;
 use std::sync::{
     Arc,
     atomic::{AtomicI64, Ordering::Relaxed},
@@ -95,4 +96,12 @@ pub fn log_metrics(registry: &Registry, log: &Arc<dyn Log>) {
             high.with(&[&n.to_string()]).set(log.high_watermark(Partition(n)).0 as f64);
         }
     });
+}
+
+/// Registers what the log takes of its quota.
+pub fn log_size_metrics(registry: &Registry, quota: &Quota) {
+    let bytes = registry.gauge("tidegate_log_bytes", "Bytes that the log's partitions take on disk.");
+    registry.gauge("tidegate_log_quota_bytes", "What they may take.").set(quota.limit() as f64);
+    let quota = quota.clone();
+    registry.on_scrape(move || bytes.set(quota.used() as f64));
 }

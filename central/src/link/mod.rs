@@ -17,7 +17,7 @@ mod session;
 
 pub use gate::{SchemaGate, SchemaRefusal, Unchecked};
 pub use gateways::{Connection, GatewayState, Gateways, StreamState};
-pub use metrics::{LinkMetrics, log_metrics};
+pub use metrics::{LinkMetrics, log_metrics, log_size_metrics};
 
 use crate::{
     limits::COMMITTER_INPUTS,

@@ -93,6 +93,7 @@ pub struct Embedded<D: Disk = RealDisk> {
     id: String,
     parts: Vec<Arc<Part<D>>>,
     offsets: Arc<Offsets<D>>,
+    quota: Quota,
 }
 
 impl<D: Disk> std::fmt::Debug for Embedded<D> {
@@ -133,12 +134,17 @@ impl<D: Disk> Embedded<D> {
             )?;
             parts.push(Arc::new(part));
         }
-        let me = Self { id, parts, offsets };
+        let me = Self { id, parts, offsets, quota };
         me.offsets.register(&options.groups);
         for part in &me.parts {
             part.trim(me.offsets.lowest(part.partition));
         }
         Ok(me)
+    }
+
+    /// What the partitions take on disk, and may take.
+    pub fn quota(&self) -> &Quota {
+        &self.quota
     }
 
     fn part(&self, partition: Partition) -> Option<&Arc<Part<D>>> {
