@@ -1,7 +1,7 @@
 //! `central.toml`: read key by key, every mistake reported at once with its place.
 
 use crate::{
-    limits::{CONNECTIONS_MAX, GROUP_BYTES, GROUP_FRAME_BYTES_MAX},
+    limits::{CONNECTIONS_MAX, GROUP_BYTES},
     link::LinkConfig,
     log::embedded::EmbeddedOptions,
 };
@@ -203,9 +203,7 @@ fn log(section: &Section<'_>) -> EmbeddedOptions {
         keep_bytes: section.bytes("keep", "0 B", "1024 TiB").or(defaults.keep_bytes),
         groups: defaults.groups,
     };
-    // The newest segment of a partition is never deleted and may hold one group more than its size.
-    let segment = options.segment_bytes.max(GROUP_FRAME_BYTES_MAX);
-    let least = segment.saturating_mul(2 * u64::from(options.partitions));
+    let least = options.quota_bytes_min();
     if options.quota_bytes < least {
         let least = least.div_ceil(1 << 20);
         section.error("quota", format!("must hold two segments of each partition: \"{least} MiB\" at least"));

@@ -23,7 +23,7 @@ use super::{
     CommitError, Committed, DataRecord, Log, Offset, Partition, PartitionStatus, ProgressRecord, ReadError,
     StoredRecord,
 };
-use crate::limits::GROUP_NAME_BYTES_MAX;
+use crate::limits::{GROUP_FRAME_BYTES_MAX, GROUP_NAME_BYTES_MAX};
 use async_trait::async_trait;
 use journal::{Disk, DiskFile, JournalError, LogOptions, Quota, RealDisk};
 use offsets::Offsets;
@@ -46,7 +46,7 @@ pub struct EmbeddedOptions {
     pub segment_bytes: u64,
     /// Most bytes on disk; a group that finds no room is refused with [`CommitError::Full`].
     pub quota_bytes: u64,
-    /// Bytes of a partition that are kept although every group has them.
+    /// Bytes of a partition that are kept although every group has them; less where the quota is small.
     pub keep_bytes: u64,
     /// The groups that read the log: nothing that one of them has not committed is deleted.
     pub groups: Vec<String>,
@@ -61,6 +61,21 @@ impl Default for EmbeddedOptions {
             keep_bytes: 256 << 20,
             groups: vec!["sink".into()],
         }
+    }
+}
+
+impl EmbeddedOptions {
+    /// The smallest quota that works: the newest segment of a partition is never deleted and may hold one group more
+    /// than its size, and the next one needs room beside it.
+    pub fn quota_bytes_min(&self) -> u64 {
+        self.segment_bytes.max(GROUP_FRAME_BYTES_MAX).saturating_mul(2 * u64::from(self.partitions))
+    }
+
+    /// What a partition keeps: what is asked for, as long as it is neither needed for new groups nor more than half of
+    /// the quota. Otherwise what nobody needs would keep the log full for ever.
+    fn kept_bytes(&self) -> u64 {
+        let spare = self.quota_bytes.saturating_sub(self.quota_bytes_min()).min(self.quota_bytes / 2);
+        self.keep_bytes.min(spare / u64::from(self.partitions.max(1)))
     }
 }
 
@@ -129,7 +144,7 @@ impl<D: Disk> Embedded<D> {
                 &dir.join(format!("partition-{n:04}")),
                 Partition(n),
                 log_options(options.segment_bytes, Some(quota.clone())),
-                options.keep_bytes,
+                options.kept_bytes(),
                 quota.clone(),
             )?;
             parts.push(Arc::new(part));

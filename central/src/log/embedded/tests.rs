@@ -133,6 +133,22 @@ async fn over_the_quota_nothing_is_written_and_later_it_goes_on() {
     log.commit_group(P, vec![data(n + 1, 1000)], vec![head(n + 1)]).await.expect("there is room again");
 }
 
+/// The smallest quota that the configuration takes, with what is kept by default: more than the quota.
+#[tokio::test]
+async fn what_is_kept_never_keeps_the_log_full() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let defaults = EmbeddedOptions { segment_bytes: 1 << 20, partitions: 1, ..EmbeddedOptions::default() };
+    let opts = EmbeddedOptions { quota_bytes: defaults.quota_bytes_min(), ..defaults };
+    assert!(opts.keep_bytes > opts.quota_bytes);
+    let log = Embedded::open(RealDisk, dir.path(), &opts, &SeededRandom::new(5)).expect("opens");
+    for n in 1..=3 * opts.quota_bytes / (512 << 10) {
+        log.commit_group(P, vec![data(n, 512 << 10)], vec![head(n)]).await.expect("there is room");
+        log.commit_offset("sink", P, Offset(n), "").await.expect("commits");
+    }
+    let ample = EmbeddedOptions::default();
+    assert_eq!(ample.kept_bytes(), ample.keep_bytes, "an ample quota keeps what is asked for");
+}
+
 #[tokio::test]
 async fn another_shape_is_refused() {
     let dir = tempfile::tempdir().expect("temp dir");
