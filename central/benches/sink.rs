@@ -175,9 +175,10 @@ fn start_server(folder: &Path, tasks: &mut Tasks) -> Result<ClickHouse, Failure>
     let account =
         Account { user: "default".into(), password: server.password().into(), database: "tidegate".into() };
     let clickhouse = ClickHouse::following(server.url(), account);
+    let restarts = Registry::new().counter("restarts_total", "Restarts.");
     let token = tasks.token();
     tasks.spawn("clickhouse", async move {
-        server.run(token).await;
+        server.run(restarts, token).await;
         Ok(())
     });
     Ok(clickhouse)

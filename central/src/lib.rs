@@ -234,10 +234,14 @@ fn start_clickhouse(base: &Base, tasks: &mut Tasks) -> Result<ClickHouse, StartE
     let clickhouse = ClickHouse::following(server.url(), account);
     if base.config.roles.sink {
         let ready = base.readiness.check("clickhouse");
+        let restarts = base.registry.counter(
+            "tidegate_clickhouse_restarts_total",
+            "Starts of the embedded ClickHouse server after the first.",
+        );
         let mut url = server.url();
         let token = tasks.token();
         tasks.spawn("clickhouse", async move {
-            tokio::join!(server.run(token), async {
+            tokio::join!(server.run(restarts, token), async {
                 while url.changed().await.is_ok() {
                     match url.borrow_and_update().is_some() {
                         true => ready.ready(),

@@ -72,11 +72,12 @@ impl Life {
         let tables = Arc::new(Tables::new(clickhouse.clone()));
         let mut tasks = Tasks::new();
         let token = tasks.token();
+        let registry = Registry::new();
+        let restarts = registry.counter("restarts_total", "Restarts.");
         tasks.spawn("clickhouse", async move {
-            server.run(token).await;
+            server.run(restarts, token).await;
             Ok(())
         });
-        let registry = Registry::new();
         let parts = sink::Parts {
             log: log.clone(),
             clickhouse: clickhouse.clone(),

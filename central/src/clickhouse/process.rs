@@ -4,6 +4,7 @@
 //! parent, also when the parent is killed; where it listens is known to nobody before it answers.
 
 use crate::sink::limits::{BACKOFF_MAX, BACKOFF_MIN};
+use daemon::metrics::Counter;
 use record::clock::Random;
 use std::{
     io::{self, Write as _},
@@ -88,10 +89,14 @@ impl Embedded {
         self.url.subscribe()
     }
 
-    /// Keeps the server running until the token is cancelled.
-    pub async fn run(mut self, token: CancellationToken) {
+    /// Keeps the server running until the token is cancelled, and counts each start but the first.
+    pub async fn run(mut self, restarts: Counter, token: CancellationToken) {
         let mut pause = BACKOFF_MIN;
+        let mut first = true;
         while !token.is_cancelled() {
+            if !std::mem::take(&mut first) {
+                restarts.inc();
+            }
             let begun = Instant::now();
             if let Err(error) = self.once(&token).await {
                 tracing::error!(%error, "the embedded clickhouse server");
@@ -185,15 +190,38 @@ mod tests {
     use record::clock::SeededRandom;
     use std::os::unix::fs::PermissionsExt as _;
 
+    fn options(dir: &Path, program: &str) -> EmbeddedOptions {
+        EmbeddedOptions {
+            program: program.into(),
+            library: None,
+            folder: dir.join("clickhouse"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_start_but_the_first_is_counted() {
+        let dir = tempfile::tempdir().expect("a folder");
+        // A program that ends at its start.
+        let server =
+            Embedded::prepare(options(dir.path(), "false"), &SeededRandom::new(1)).expect("prepared");
+        let restarts = daemon::metrics::Registry::new().counter("restarts_total", "Restarts.");
+        let (token, seen) = (CancellationToken::new(), restarts.clone());
+        let running = tokio::spawn(server.run(restarts.clone(), token.clone()));
+        let twice = async {
+            while seen.get() < 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), twice).await.expect("it is started again and again");
+        token.cancel();
+        running.await.expect("ended");
+    }
+
     #[test]
     fn the_password_is_kept_and_private() {
         let dir = tempfile::tempdir().expect("a folder");
-        let options = EmbeddedOptions {
-            program: "nowhere".into(),
-            library: None,
-            folder: dir.path().join("clickhouse"),
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        };
+        let options = options(dir.path(), "nowhere");
         let first = Embedded::prepare(options.clone(), &SeededRandom::new(1)).expect("prepared");
         let again = Embedded::prepare(options, &SeededRandom::new(2)).expect("prepared");
         assert_eq!(first.password(), again.password());
