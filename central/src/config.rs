@@ -225,7 +225,7 @@ fn clickhouse(section: &Section<'_>) -> ClickHouse {
         let library = section.path_to("library").optional();
         return ClickHouse::Embedded { program, library, database };
     }
-    let url = section.parsed("url", String::new(), http_url).required();
+    let url = section.parsed("url", String::new(), clickhouse_url).required();
     let user = section.string("user").or("default".into());
     let password = match section.path_to("password-file").optional() {
         None => String::new(),
@@ -255,6 +255,17 @@ fn alerts(section: &Section<'_>) -> Alerts {
     let folder = section.folder();
     let rules = rules.into_iter().map(|r| folder.join(r)).collect();
     Alerts { rules, alertmanagers, webhooks }
+}
+
+/// Where ClickHouse answers. The client speaks no TLS, and a URL that it could not use must not pass the check.
+fn clickhouse_url(text: &str) -> Result<String, String> {
+    if text.starts_with("https://") {
+        return Err(format!(
+            "`{text}` needs TLS, which central does not speak to ClickHouse: name a plain endpoint on this machine, such \
+             as \"http://127.0.0.1:8123\", the server's own or that of a proxy that speaks TLS to it"
+        ));
+    }
+    http_url(text)
 }
 
 fn http_url(text: &str) -> Result<String, String> {
@@ -305,6 +316,19 @@ tls = { ca = "ca.pem", cert = "central.pem", key = "central.key" }
         );
         assert_eq!(c.alerts.rules, vec![PathBuf::from("/etc/tidegate/rules/*.yaml")]);
         assert_eq!(c.alerts.webhooks, vec!["http://h/x"]);
+    }
+
+    #[test]
+    fn a_server_behind_tls_is_refused_with_the_way_out() {
+        let text = format!("{SMALL}\n[clickhouse]\nurl = \"https://ch.example:8443\"\n");
+        let errors = parse(&text).expect_err("refused").errors;
+        assert_eq!(errors.len(), 1);
+        assert_eq!(errors[0].key, "clickhouse.url");
+        for needle in ["`https://ch.example:8443` needs TLS", "http://127.0.0.1:8123", "proxy"] {
+            assert!(errors[0].message.contains(needle), "{needle} in {}", errors[0].message);
+        }
+        let receivers = format!("{SMALL}\n[alerts]\nwebhooks = [\"https://h/x\"]\n");
+        assert!(parse(&receivers).is_ok(), "receivers may be behind TLS");
     }
 
     #[test]
