@@ -88,10 +88,10 @@ pub enum StartError {
         /// Why it cannot be read.
         why: io::Error,
     },
-    /// Mistakes in the rule files, all of them.
+    /// Mistakes in the rule files, all of them, or files that cannot be found.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Rules(Vec<RuleFileError>),
-    /// The folder of rule files cannot be read, or a receiver of alerts is none.
+    /// A receiver of alerts is none.
     #[error("{0}")]
     Alerts(String),
     /// The rules' state.
@@ -321,27 +321,7 @@ async fn start_rules(
 
 /// The rules of all files that the patterns name; a `*` may stand in the last component.
 fn rule_set(config: &Config) -> Result<RuleSet, StartError> {
-    let mut files = Vec::new();
-    for pattern in &config.alerts.rules {
-        let name = pattern.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let Some((begin, end)) = name.split_once('*') else {
-            files.push(pattern.clone());
-            continue;
-        };
-        let folder = pattern.parent().unwrap_or(std::path::Path::new("."));
-        let unreadable =
-            |e: io::Error| StartError::Alerts(format!("alerts.rules: {}: {e}", folder.display()));
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if name.len() >= begin.len() + end.len() && name.starts_with(begin) && name.ends_with(end) {
-                found.push(path);
-            }
-        }
-        found.sort();
-        files.extend(found);
-    }
+    let files = rules::file::find(&config.alerts.rules).map_err(StartError::Rules)?;
     rules::file::load(&files).map_err(StartError::Rules)
 }
 

@@ -98,16 +98,17 @@ impl fmt::Display for RuleFileError {
 
 impl std::error::Error for RuleFileError {}
 
-/// Finds the files that `patterns` name, relative to `base`: paths, whose last part may hold one `*`.
-pub fn find(base: &Path, patterns: &[String]) -> Result<Vec<PathBuf>, Vec<RuleFileError>> {
+/// Finds the files that `patterns` name: paths, whose last part may hold one `*`. A file that two of them name is one,
+/// and what begins with a dot, as an editor's copy does, only a path without `*` names.
+pub fn find(patterns: &[PathBuf]) -> Result<Vec<PathBuf>, Vec<RuleFileError>> {
     let mut files = BTreeSet::new();
     let mut errors = Vec::new();
     for pattern in patterns {
-        let path = base.join(pattern);
-        match find_one(&path) {
+        match find_one(pattern) {
             Ok(found) => files.extend(found),
             Err(message) => {
-                errors.push(RuleFileError { file: path, place: None, key: String::new(), message });
+                let key = "alerts.rules".to_owned();
+                errors.push(RuleFileError { file: pattern.clone(), place: None, key, message });
             }
         }
     }
@@ -523,8 +524,11 @@ groups:
         for f in ["a.yaml", "b.yaml", "c.txt", ".d.yaml"] {
             std::fs::write(dir.path().join(f), GOOD).expect("writes");
         }
-        let files = find(dir.path(), &["*.yaml".into()]).expect("finds");
+        let patterns = ["*.yaml", "a.yaml"].map(|p| dir.path().join(p));
+        let files = find(&patterns).expect("finds");
         assert_eq!(files, [dir.path().join("a.yaml"), dir.path().join("b.yaml")]);
+        let nowhere = find(&[dir.path().join("none/*.yaml")]).expect_err("no folder");
+        assert!(nowhere[0].to_string().contains("none/*.yaml: alerts.rules: "), "{}", nowhere[0]);
         let errors = load(&files).expect_err("the group stands in both");
         assert!(errors[0].to_string().contains("there is a group \"machines\" already"), "{}", errors[0]);
         assert!(load(&[dir.path().join("none.yaml")]).is_err());

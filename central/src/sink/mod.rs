@@ -3,8 +3,9 @@
 //! One lane per partition. What a lane does next is decided by [`core`], which does no I/O; `lane` carries it out,
 //! [`block`] makes one Arrow block per table from the records' blocks, [`store`] sends it.
 //!
-//! Invariants: see [`core`]; besides, a lane holds no more than one range and one read of records, and a record that
-//! cannot be stored as rows is kept whole in the table of quarantined blocks, with the reason, while the lane goes on.
+//! Invariants: see [`core`]; besides, a lane holds no more than one range and two reads of records, the second made ahead
+//! while the range is inserted, with the open blocks of that range and of the next; and a record that cannot be stored as
+//! rows is kept whole in the table of quarantined blocks, with the reason, while the lane goes on.
 //!
 //! It never talks to gateways and never changes the log except for its own group's offset.
 
