@@ -1,7 +1,7 @@
 //! The data folder: one process, one identity.
 //!
 //! `lock` is held for as long as the process lives; `identity.json` holds the incarnation, drawn once when the folder is
-//! made; `input/` and `output/` are the logs, `modules/` the user's modules, `meta.sled/` the rebuildable index.
+//! made; `broker-SOURCE.json` what is subscribed to at a broker; `input/` and `output/` are the logs, `modules/` the user's modules, `meta.sled/` the rebuildable index.
 
 use journal::{DirLock, JournalError};
 use record::{GatewayId, Incarnation, clock::Random};
@@ -73,7 +73,7 @@ impl Folder {
                 }
                 // 0 would read as "none".
                 let incarnation = Incarnation(random.next_u64().max(1));
-                write_identity(path, &file, gateway, incarnation)?;
+                write_identity(&file, gateway, incarnation)?;
                 incarnation
             }
             Err(e) => return Err(io_error("read", &file)(e)),
@@ -132,20 +132,20 @@ fn read_identity(bytes: &[u8], gateway: &GatewayId) -> Result<Incarnation, Strin
     u64::from_str_radix(&identity.incarnation, 16).map(Incarnation).map_err(|e| e.to_string())
 }
 
-fn write_identity(
-    folder: &Path,
-    file: &Path,
-    gateway: &GatewayId,
-    incarnation: Incarnation,
-) -> Result<(), FolderError> {
+fn write_identity(file: &Path, gateway: &GatewayId, incarnation: Incarnation) -> Result<(), FolderError> {
     let identity = Identity { version: 1, gateway: gateway.clone(), incarnation: incarnation.to_string() };
     let text = serde_json::to_vec_pretty(&identity)
         .map_err(|e| FolderError::Identity { path: file.to_owned(), why: e.to_string() })?;
-    // Written aside and renamed: a crash leaves either no identity or a whole one.
-    let aside = folder.join("identity.json.new");
+    replace(file, &text)
+}
+
+/// Writes a small file aside and renames it: a crash leaves what was there before or all of the new one.
+pub(crate) fn replace(file: &Path, bytes: &[u8]) -> Result<(), FolderError> {
+    let aside = file.with_extension("json.new");
     let mut out = fs::File::create(&aside).map_err(io_error("make", &aside))?;
-    out.write_all(&text).and_then(|()| out.sync_all()).map_err(io_error("write", &aside))?;
+    out.write_all(bytes).and_then(|()| out.sync_all()).map_err(io_error("write", &aside))?;
     fs::rename(&aside, file).map_err(io_error("rename", &aside))?;
+    let folder = file.parent().unwrap_or(Path::new("."));
     fs::File::open(folder).and_then(|d| d.sync_all()).map_err(io_error("sync", folder))
 }
 

@@ -362,7 +362,8 @@ impl Opened {
                 }
                 SourceKind::Mqtt(settings) => {
                     let (gateway, random) = (self.config.id.clone(), self.random.clone());
-                    let parts = source::mqtt_client::Parts { name, gateway, settings, door, random };
+                    let folder = self.folder.path().to_owned();
+                    let parts = source::mqtt_client::Parts { name, gateway, settings, folder, door, random };
                     tasks.spawn(task, async move {
                         source::mqtt_client::run(parts, &registry, stop).await.map_err(Into::into)
                     });

@@ -2,12 +2,13 @@
 
 mod door;
 
-use daemon::clock::SystemRandom;
+use daemon::{clock::SystemRandom, metrics::Registry};
 use door::{PATIENCE, stored};
 use record::{GatewayId, SourceName};
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 use tidegate_gateway::{
     config::{MqttSource, Subscription},
+    ingest::Door,
     source::mqtt_client,
 };
 use tokio::{
@@ -52,10 +53,14 @@ async fn packet(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 async fn publish(stream: &mut TcpStream, id: u16, dup: bool) {
+    send(stream, TOPIC, id, u8::from(dup) << 3).await;
+}
+
+async fn send(stream: &mut TcpStream, topic: &str, id: u16, flags: u8) {
     let payload = payload(id);
-    let mut out = vec![0x32 | u8::from(dup) << 3, (2 + TOPIC.len() + 2 + payload.len()) as u8];
-    out.extend_from_slice(&(TOPIC.len() as u16).to_be_bytes());
-    out.extend_from_slice(TOPIC.as_bytes());
+    let mut out = vec![0x32 | flags, (2 + topic.len() + 2 + payload.len()) as u8];
+    out.extend_from_slice(&(topic.len() as u16).to_be_bytes());
+    out.extend_from_slice(topic.as_bytes());
     out.extend_from_slice(&id.to_be_bytes());
     out.extend_from_slice(payload.as_bytes());
     stream.write_all(&out).await.expect("the connection lives");
@@ -76,34 +81,111 @@ fn payload(id: u16) -> String {
     format!("{{\"n\":{id}}}")
 }
 
+/// The source under test.
+struct Source {
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<Result<(), mqtt_client::StartError>>,
+}
+
+impl Source {
+    fn start(
+        listener: &TcpListener,
+        folder: &Path,
+        door: &Arc<Door>,
+        registry: &Registry,
+        topics: &[&str],
+    ) -> Self {
+        let settings = MqttSource {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().expect("bound").port(),
+            tls: false,
+            ca: None,
+            client_id: None,
+            user: None,
+            password_file: None,
+            subscribe: topics.iter().map(|t| Subscription { topic: (*t).into(), qos: 1 }).collect(),
+        };
+        let parts = mqtt_client::Parts {
+            name: SourceName::new("plc").expect("a name"),
+            gateway: GatewayId::new("plant-7").expect("an id"),
+            settings,
+            folder: folder.to_owned(),
+            door: door.clone(),
+            random: Arc::new(SystemRandom),
+        };
+        let stop = CancellationToken::new();
+        let (stopping, registry) = (stop.clone(), registry.clone());
+        let running = tokio::spawn(async move { mqtt_client::run(parts, &registry, stopping).await });
+        Self { stop, running }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.expect("no panic").expect("no error");
+    }
+}
+
+/// Answers the subscription, past what it gives back; gives the packets.
+async fn subscribed(stream: &mut TcpStream, filters: usize) -> Vec<Vec<u8>> {
+    let mut seen = Vec::new();
+    loop {
+        let packet = packet(stream).await;
+        let (kind, id) = (packet[0], [packet[2], packet[3]]);
+        seen.push(packet);
+        if kind == 0x82 {
+            let mut answer = vec![0x90, 2 + filters as u8, id[0], id[1]];
+            answer.resize(4 + filters, 1);
+            stream.write_all(&answer).await.expect("the connection lives");
+            return seen;
+        }
+    }
+}
+
+const RETAINED: u8 = 1;
+const AGAIN: u8 = 8;
+
+/// What a renewed subscription brings again was delivered before; what a new filter brings was not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retained_values_come_once_also_those_of_a_new_filter() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let sections = SECTIONS.replace("topics = [", "topics = [\"extra/#\", ");
+    let (door, registry) = door::open(dir.path(), &sections);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let start = |topics: &[&str]| Source::start(&listener, dir.path(), &door, &registry, topics);
+
+    let source = start(&["machines/+/telemetry"]);
+    let mut broker = accept(&listener, false).await;
+    subscribed(&mut broker, 1).await;
+    send(&mut broker, TOPIC, 1, RETAINED).await;
+    acknowledged(&mut broker, 1).await;
+    source.stop().await;
+    assert_eq!(stored(&door), [payload(1)]);
+
+    let source = start(&["machines/+/telemetry", "extra/#"]);
+    let mut broker = accept(&listener, true).await;
+    subscribed(&mut broker, 2).await;
+    for (topic, id, flags) in [(TOPIC, 2, RETAINED), ("extra/1", 3, RETAINED), (TOPIC, 4, RETAINED | AGAIN)] {
+        send(&mut broker, topic, id, flags).await;
+        acknowledged(&mut broker, id).await;
+    }
+    source.stop().await;
+    assert_eq!(stored(&door), [payload(1), payload(3), payload(4)], "4 was never acknowledged");
+
+    let source = start(&["machines/+/telemetry"]);
+    let mut broker = accept(&listener, true).await;
+    let given_back = subscribed(&mut broker, 1).await;
+    assert!(given_back.iter().any(|p| p[0] == 0xa2 && p.ends_with(b"extra/#")), "{given_back:?}");
+    source.stop().await;
+    door.hub().close().expect("the log ends well");
+}
+
 /// A broker that lost the session numbers its messages anew: an equal one under an old number is a new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_session_is_forgotten() {
     let dir = tempfile::tempdir().expect("a folder");
     let (door, registry) = door::open(dir.path(), SECTIONS);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let settings = MqttSource {
-        host: "127.0.0.1".into(),
-        port: listener.local_addr().expect("bound").port(),
-        tls: false,
-        ca: None,
-        client_id: None,
-        user: None,
-        password_file: None,
-        subscribe: vec![Subscription { topic: "machines/+/telemetry".into(), qos: 1 }],
-    };
-    let parts = mqtt_client::Parts {
-        name: SourceName::new("plc").expect("a name"),
-        gateway: GatewayId::new("plant-7").expect("an id"),
-        settings,
-        door: door.clone(),
-        random: Arc::new(SystemRandom),
-    };
-    let stop = CancellationToken::new();
-    let running = {
-        let stop = stop.clone();
-        tokio::spawn(async move { mqtt_client::run(parts, &registry, stop).await })
-    };
+    let source = Source::start(&listener, dir.path(), &door, &registry, &["machines/+/telemetry"]);
 
     let mut broker = accept(&listener, true).await;
     for id in 1..=300 {
@@ -122,7 +204,6 @@ async fn a_lost_session_is_forgotten() {
     assert_eq!(stored(&door).last(), Some(&payload(300)));
     assert_eq!(stored(&door).len(), 301, "a repeat of the new session is not one of the old");
 
-    stop.cancel();
-    running.await.expect("no panic").expect("no error");
+    source.stop().await;
     door.hub().close().expect("the log ends well");
 }

@@ -4,11 +4,14 @@
 //!   marked DUP, and is recognised at the door;
 //! - acknowledgements go out in the order of receipt;
 //! - a full buffer withholds acknowledgements, so that the broker keeps what it has; the connection stays up;
-//! - retained messages that a renewed subscription brings to a session that the broker still had are copies of what
-//!   was delivered before, and are counted and left out.
+//! - retained messages that a renewed subscription brings of topics that the session had before are copies of what was
+//!   delivered then, and are counted and left out; those of a new filter are taken;
+//! - a filter that the configuration no longer has is given back to the broker.
 //!
 //! Two tasks: one polls the connection, one waits for durability and acknowledges. The first never waits for the
 //! second, so that they cannot wait for each other.
+
+mod subscribed;
 
 use crate::config::MqttSource;
 use crate::ingest::{Door, Intake, Publish, session_hash};
@@ -17,10 +20,16 @@ use daemon::metrics::{Counter, Gauge, Registry};
 use journal::PushError;
 use record::{GatewayId, SourceName, clock::Random};
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, Event, EventLoop, Incoming, MqttOptions, QoS, TlsConfiguration, Transport,
+    AsyncClient, ConnectReturnCode, Event, EventLoop, Incoming, MqttOptions, QoS, SubscribeFilter,
+    SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use subscribed::Subscribed;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +59,8 @@ pub struct Parts {
     pub gateway: GatewayId,
     /// Its settings.
     pub settings: MqttSource,
+    /// The gateway's data folder.
+    pub folder: PathBuf,
     /// Where its events go.
     pub door: Arc<Door>,
     /// Jitter of reconnects.
@@ -60,6 +71,7 @@ struct Metrics {
     connected: Gauge,
     connects: Counter,
     retained: Counter,
+    refused: Gauge,
 }
 
 /// Something to acknowledge once its ticket is durable.
@@ -72,6 +84,9 @@ struct Ack {
 /// Runs until told to stop. Connection failures are logged once per outage and retried with backoff.
 pub async fn run(parts: Parts, registry: &Registry, stop: CancellationToken) -> Result<(), StartError> {
     let options = options(&parts)?;
+    let file = parts.folder.join(format!("broker-{}.json", parts.name));
+    let (host, port) = options.broker_address();
+    let subscribed = Subscribed::open(file, format!("{host}:{port}"), options.client_id());
     let label = [parts.name.as_str()];
     let metrics = Metrics {
         connected: registry
@@ -82,6 +97,13 @@ pub async fn run(parts: Parts, registry: &Registry, stop: CancellationToken) -> 
             .with(&label),
         retained: registry
             .counter_vec("tidegate_broker_retained_total", "Retained copies left out.", &["source"])
+            .with(&label),
+        refused: registry
+            .gauge_vec(
+                "tidegate_broker_subscriptions_refused",
+                "Topics of the configuration that the broker does not let the gateway subscribe to.",
+                &["source"],
+            )
             .with(&label),
     };
     let (client, events) = AsyncClient::new(options, OPEN_MAX);
@@ -99,7 +121,7 @@ pub async fn run(parts: Parts, registry: &Registry, stop: CancellationToken) -> 
         acks,
         generation,
         unpushed: Vec::new(),
-        renewed: false,
+        subscribed,
         failures: 0,
     };
     let durable = reader.parts.door.watch();
@@ -175,8 +197,7 @@ struct Reader {
     generation: watch::Sender<u64>,
     /// Taken into the scratch but not pushed yet, because the buffer is full.
     unpushed: Vec<rumqttc::Publish>,
-    /// The subscription was renewed on a session that the broker still had: retained messages are copies.
-    renewed: bool,
+    subscribed: Subscribed,
     failures: u32,
 }
 
@@ -197,6 +218,7 @@ impl Reader {
             let goes_on = match polled {
                 Ok(Event::Incoming(Incoming::ConnAck(ack))) => self.connected(ack).await,
                 Ok(Event::Incoming(Incoming::Publish(publish))) => self.publish(publish),
+                Ok(Event::Incoming(Incoming::SubAck(ack))) => self.answered(&ack),
                 Ok(_) => true,
                 Err(e) => self.disconnected(&e).await,
             };
@@ -221,19 +243,45 @@ impl Reader {
         self.metrics.connects.inc();
         let source = self.parts.name.as_str();
         tracing::info!(source, session_present = ack.session_present, "connected to the broker");
-        self.renewed = ack.session_present;
         if !ack.session_present {
+            self.subscribed.lost();
             // Its packet ids begin anew and have nothing to do with those of the session before.
             self.intake.begin_session(self.session, true, true, mqtt::limits::IN_FLIGHT_ASSUMED);
         }
         if first || !ack.session_present {
-            for s in &self.parts.settings.subscribe {
-                let qos = if s.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-                if let Err(e) = self.client.try_subscribe(&s.topic, qos) {
-                    tracing::error!(source, topic = %s.topic, error = %e, "cannot subscribe");
-                }
+            self.subscribe();
+        }
+        true
+    }
+
+    /// Asks for what is configured, all of it in one packet, and gives back what no longer is.
+    fn subscribe(&mut self) {
+        let (source, wanted) = (self.parts.name.as_str(), &self.parts.settings.subscribe);
+        for topic in self.subscribed.ask(wanted) {
+            tracing::info!(source, topic, "no longer subscribed to");
+            if let Err(e) = self.client.try_unsubscribe(topic.as_str()) {
+                tracing::error!(source, topic, error = %e, "cannot unsubscribe");
             }
         }
+        let qos = |qos| if qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let filters = wanted.iter().map(|s| SubscribeFilter::new(s.topic.clone(), qos(s.qos)));
+        if let Err(e) = self.client.try_subscribe_many(filters) {
+            tracing::error!(source, error = %e, "cannot subscribe");
+        }
+    }
+
+    fn answered(&mut self, ack: &rumqttc::SubAck) -> bool {
+        let wanted = &self.parts.settings.subscribe;
+        let answers = wanted.iter().zip(&ack.return_codes);
+        let refused: Vec<String> = answers
+            .filter(|(_, code)| **code == SubscribeReasonCode::Failure)
+            .map(|(s, _)| s.topic.clone())
+            .collect();
+        for topic in &refused {
+            tracing::error!(source = %self.parts.name, topic, "the broker refuses the subscription");
+        }
+        self.metrics.refused.set(refused.len() as f64);
+        tokio::task::block_in_place(|| self.subscribed.answered(&refused));
         true
     }
 
@@ -270,7 +318,12 @@ impl Reader {
             dup: publish.dup,
             packet_id: publish.pkid,
         };
-        if self.renewed && publish.retain {
+        if publish.retain {
+            // It may come before the answer to the subscription.
+            tokio::task::block_in_place(|| self.subscribed.answered(&[]));
+        }
+        // One with DUP was not acknowledged: it is no copy, and whether it is a repeat the door knows.
+        if publish.retain && !publish.dup && self.subscribed.is_copy(&publish.topic) {
             self.metrics.retained.inc();
             self.intake.note_unmatched(&taken);
         } else {
