@@ -36,6 +36,8 @@ pub struct Options {
     pub buffer: String,
     /// The gateway's program; the one of the tests' own build when not given.
     pub gateway_program: Option<PathBuf>,
+    /// Lines of central's `[clickhouse]`; the embedded engine when empty.
+    pub clickhouse: String,
     /// A rule file.
     pub rules: String,
     /// Alertmanagers' URLs.
@@ -265,12 +267,13 @@ tls = {{ ca = "pki/ca.pem", cert = "pki/central.pem", key = "pki/central.key", r
 kind = "embedded"
 
 [clickhouse]
-embedded = true
+{}
 
 [api]
 bind = "{}"
 "#,
             self.link,
+            if options.clickhouse.is_empty() { "embedded = true" } else { &options.clickhouse },
             self.api.address()
         );
         if !options.rules.is_empty() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde_json::Value;
@@ -70,8 +71,73 @@ async fn alert(address: SocketAddr) -> Option<Value> {
 }
 
 fn firing(received: &Received) -> Vec<Value> {
+    of_status(received, "firing")
+}
+
+fn of_status(received: &Received, status: &str) -> Vec<Value> {
     let received = received.lock().unwrap_or_else(PoisonError::into_inner);
-    received.iter().filter(|message| message["status"] == "firing").cloned().collect()
+    received.iter().filter(|message| message["status"] == status).cloned().collect()
+}
+
+/// A webhook of central's that is broken for its first requests.
+async fn broken_at_first(failures: usize) -> anyhow::Result<(SocketAddr, Received)> {
+    let received = Received::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let take = move |State(received): State<Received>, Json(message): Json<Value>| async move {
+        let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+        received.push(message);
+        if received.len() > failures { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR }
+    };
+    let app = Router::new().route("/", post(take)).with_state(Arc::clone(&received));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok((address, received))
+}
+
+/// A statement with all three placeholders, whose alert ends by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_ends_and_a_broken_webhook_is_tried_again() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (people, told) = receiver().await?;
+    let (manager, _manager_program) = alertmanager(folder.path(), people).await?;
+    let (webhook, posted) = broken_at_first(2).await?;
+    let rules = format!(
+        "groups:\n  - name: test\n    every: 500ms\n    rules:\n      - alert: TooHigh\n        sql: >-\n          \
+         select device, value from {STREAM} where {{new}} and value > 50\n          \
+         and time < {{now}} and {{since}} < {{now}} order by value\n        keep-firing-for: 2s\n"
+    );
+    let options = Options {
+        rules,
+        alertmanagers: vec![format!("http://{manager}")],
+        webhooks: vec![format!("http://{webhook}/")],
+        ..simple::options()
+    };
+    let plant = Plant::start(&options).await?;
+    simple::send(&plant, "press", simple::payloads(0, 101, 0)).await?;
+
+    // Alertmanager tells people of both, in this order.
+    for status in ["firing", "resolved"] {
+        wait::until_true(status, DEADLINE, async || !of_status(&told, status).is_empty())
+            .await
+            .with_context(|| plant.logs())?;
+    }
+    wait::until_true("the webhook hears of both", DEADLINE, async || {
+        !of_status(&posted, "resolved").is_empty()
+    })
+    .await
+    .with_context(|| plant.logs())?;
+    let firing = firing(&posted);
+    ensure!(firing.len() == 3, "two failures and a success: {firing:?}");
+    ensure!(firing.iter().all(|message| message["id"] == firing[0]["id"]), "one transition: {firing:?}");
+    ensure!(firing[0]["labels"]["device"] == "press" && firing[0]["value"] == 100.0, "{firing:?}");
+    let metrics = plant.central_metrics().await?;
+    let outcome = |outcome| {
+        let receiver = format!("webhook:{webhook}");
+        metrics.sum("tidegate_notifications_total", &[("receiver", &receiver), ("outcome", outcome)])
+    };
+    ensure!(outcome("failed") == 2.0, "{} failures counted", outcome("failed"));
+    ensure!(outcome("refused") == 0.0 && metrics.sum("tidegate_notifications_dropped_total", &[]) == 0.0);
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
