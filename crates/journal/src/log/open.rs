@@ -188,7 +188,9 @@ fn recover<D: Disk>(disk: &D, path: &Path, first: u64, segment_bytes: u64) -> io
         });
     }
     let mut file_bytes = size;
-    if torn_bytes > 0 || size < segment_bytes {
+    // A frame that is longer than its segment makes the file grow as it is written: what fills it up to the next place
+    // may be missing, and is made good here.
+    if torn_bytes > 0 || size < segment_bytes.max(walk.tail) {
         file.set_len(walk.tail)?;
         file_bytes = walk.tail;
         // Without room to preallocate the log opens all the same; an append will say what is wrong.

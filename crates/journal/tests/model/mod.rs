@@ -244,14 +244,19 @@ impl Run {
     }
 
     fn reopen(&mut self) {
+        let mut tries = 0;
         let recovery = loop {
             match Log::open(self.disk.clone(), Path::new(DIR), self.options.clone()) {
                 Ok((log, recovery)) => {
                     self.log = Some(log);
                     break recovery;
                 }
-                // The power may go while a start is under way.
-                Err(_) => self.disk.crash(),
+                // The power may go while a start is under way, but not for ever.
+                Err(error) => {
+                    tries += 1;
+                    assert!(tries < 1_000, "it never opens: {error}");
+                    self.disk.crash();
+                }
             }
         };
         self.counts.torn_bytes += recovery.torn_bytes;
