@@ -292,8 +292,10 @@ impl<D: Disk> Log<D> {
                 quota.release(growth);
             }
             let path = segment_path(&self.shared.dir, newest.first);
-            // Cutting takes the partial frame away; what was preallocated behind it is given up.
-            if no_space(&e) && newest.file.set_len(newest.tail).is_ok() {
+            // Cutting takes the partial frame away, durably: only its padding may be missing, and then a start after a
+            // crash would find a frame that was refused. What was preallocated behind it is given up.
+            let cut = || newest.file.set_len(newest.tail).and_then(|()| newest.file.sync_data());
+            if no_space(&e) && cut().is_ok() {
                 self.shared.resized(newest.first, newest.file_bytes, newest.tail);
                 newest.file_bytes = newest.tail;
                 return Err(JournalError::NoSpace { path });
