@@ -130,11 +130,19 @@ async fn an_alert_ends_and_a_broken_webhook_is_tried_again() -> anyhow::Result<(
     ensure!(firing.len() == 3, "two failures and a success: {firing:?}");
     ensure!(firing.iter().all(|message| message["id"] == firing[0]["id"]), "one transition: {firing:?}");
     ensure!(firing[0]["labels"]["device"] == "press" && firing[0]["value"] == 100.0, "{firing:?}");
+    // The receiver has the request before central has the answer.
+    let receiver = format!("webhook:{webhook}");
+    let accepted = [("receiver", receiver.as_str()), ("outcome", "accepted")];
+    wait::until_true("the webhook's answers are counted", DEADLINE, async || {
+        plant.central_metrics().await.is_ok_and(|m| m.sum("tidegate_notifications_total", &accepted) >= 2.0)
+    })
+    .await?;
     let metrics = plant.central_metrics().await?;
     let outcome = |outcome| {
-        let receiver = format!("webhook:{webhook}");
         metrics.sum("tidegate_notifications_total", &[("receiver", &receiver), ("outcome", outcome)])
     };
+    // Each transition once, whatever it took.
+    ensure!(outcome("accepted") == 2.0, "{} transitions counted as accepted", outcome("accepted"));
     ensure!(outcome("failed") == 2.0, "{} failures counted", outcome("failed"));
     ensure!(outcome("refused") == 0.0 && metrics.sum("tidegate_notifications_dropped_total", &[]) == 0.0);
     Ok(())
