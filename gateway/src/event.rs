@@ -21,6 +21,8 @@ use crate::limits::{CUT_PAYLOAD_BYTES, TOPIC_BYTES_MAX};
 
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 1 + 1 + 2 + 8 + 8;
+/// What a record takes beside its texts and its payload.
+pub const REST_BYTES_MAX: usize = 4 + FIXED_BYTES + 6;
 
 /// How an event came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

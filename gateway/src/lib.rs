@@ -175,8 +175,11 @@ fn open(config: Config, tasks: &mut Tasks) -> Result<Opened, StartError> {
         "input log opened"
     );
     let routes = Arc::new(Routes::new(&config));
+    let share = |n: u64| usize::try_from(config.buffer.quota_bytes / n).unwrap_or(usize::MAX);
     let options = HubOptions {
         window: config.buffer.commit_interval,
+        backlog_bytes: share(limits::ROUND_QUOTA_SHARE).min(journal::limits::HUB_BACKLOG_BYTES),
+        push_bytes: share(limits::PUSH_QUOTA_SHARE).max(limits::PUSH_BYTES_MIN),
         reserve_bytes: 2 * config.buffer.segment_bytes,
         quota: Some(quota.clone()),
         ..HubOptions::default()

@@ -46,7 +46,7 @@ pub const BROKER_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Du
 /// letter instead of ending the connection again and again.
 pub const BROKER_PACKET_BYTES_MAX: usize = 32 << 20;
 /// Bytes of a broker's messages that may wait for the buffer; at more the connection is not read.
-pub const BROKER_UNPUSHED_BYTES_MAX: usize = 1 << 20;
+pub const BROKER_UNPUSHED_BYTES_MAX: usize = 512 << 10;
 
 /// One read of a busy MQTT connection.
 pub const LISTENER_READ_BYTES: usize = 64 << 10;
@@ -81,9 +81,16 @@ pub const CONNECTIONS_MAX: usize = 10_000;
 /// A step takes whole input frames until it has this many events…
 pub const STEP_EVENTS: usize = 8_192;
 /// …or this many bytes of them.
-pub const STEP_BYTES: usize = 2 << 20;
+pub const STEP_BYTES: usize = 1 << 20;
 /// …or the first of them has waited this long for more.
 pub const STEP_LINGER: Duration = Duration::from_millis(10);
+/// What waits for the next sync of the input log is one frame and one step, so with a small quota less may wait than
+/// the journal's own bounds: this share of the quota…
+pub const ROUND_QUOTA_SHARE: u64 = 16;
+/// …and with one push more this share, but never less than what a connection pushes at once.
+pub const PUSH_QUOTA_SHARE: u64 = 8;
+/// What any push may come to, however small the quota: what a connection collects and one event more.
+pub const PUSH_BYTES_MIN: usize = 5 << 18;
 /// Most bytes of rows and changes of state that one step may come to: a frame holds them…
 pub const STEP_OUT_BYTES_MAX: usize = 30 << 20;
 /// …and at most this share of the quota, or a frame might never find room.
@@ -147,10 +154,22 @@ const _: () = assert!(
 );
 // The writer adds positions, chains, counts and columns.
 const _: () = assert!(STEP_OUT_BYTES_MAX + (1 << 20) < journal::limits::PAYLOAD_BYTES_MAX);
-const _: () = assert!(LAST_PUSH_WAIT.as_nanos() < TAKE_OVER_WAIT.as_nanos());
+// Every request within the bounds fits one push: each event carries its source, stream and device.
 const _: () = assert!(
-    LISTENER_SCRATCH_BYTES_MAX + EVENT_PAYLOAD_BYTES_MAX + TOPIC_BYTES_MAX + CLIENT_ID_BYTES_MAX + 1024
-        < journal::limits::HUB_BACKLOG_BYTES
+    HTTP_BODY_BYTES_MAX
+        + HTTP_EVENTS_MAX
+            * (crate::event::REST_BYTES_MAX
+                + 2 * record::limits::NAME_BYTES_MAX
+                + record::limits::DEVICE_BYTES_MAX)
+        <= journal::limits::HUB_PUSH_BYTES_MAX
 );
+const _: () = assert!(LAST_PUSH_WAIT.as_nanos() < TAKE_OVER_WAIT.as_nanos());
+// What a connection collects, with the event that went over its bound, fits one push: else it would wait for ever.
+const _: () = {
+    let event = EVENT_PAYLOAD_BYTES_MAX + TOPIC_BYTES_MAX + CLIENT_ID_BYTES_MAX + 1024;
+    assert!(LISTENER_SCRATCH_BYTES_MAX + event <= PUSH_BYTES_MIN);
+    assert!(BROKER_UNPUSHED_BYTES_MAX + event <= PUSH_BYTES_MIN);
+    assert!(PUSH_BYTES_MIN <= journal::limits::HUB_PUSH_BYTES_MAX);
+};
 const _: () = assert!(INDEXED_DEAD_LETTERS_MAX + INDEXED_AT_ONCE_MAX <= journal::limits::META_SCAN_MAX);
 const _: () = assert!(STEP_EVENTS <= record::limits::BATCH_ROWS_MAX);

@@ -47,8 +47,12 @@ impl Front {
     }
 
     async fn post(&self, key: &str, body: &str) -> String {
+        self.post_of("m", key, body).await
+    }
+
+    async fn post_of(&self, device: &str, key: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.expect("a listener");
-        stream.write_all(&head(key, body.len())).await.expect("a connection");
+        stream.write_all(&head(device, key, body.len())).await.expect("a connection");
         stream.write_all(body.as_bytes()).await.expect("a connection");
         answer(&mut stream).await
     }
@@ -61,10 +65,10 @@ impl Front {
     }
 }
 
-fn head(key: &str, length: usize) -> Vec<u8> {
+fn head(device: &str, key: &str, length: usize) -> Vec<u8> {
     let key = if key.is_empty() { String::new() } else { format!("idempotency-key: {key}\r\n") };
     format!(
-        "POST /v1/ingest/machine?device=m HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{key}content-length: {length}\r\n\r\n"
+        "POST /v1/ingest/machine?device={device} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{key}content-length: {length}\r\n\r\n"
     )
     .into_bytes()
 }
@@ -154,7 +158,7 @@ async fn a_slow_body_is_cut_and_costs_its_own_place_only() {
     let dir = tempfile::tempdir().expect("a folder");
     let front = Front::open(dir.path(), 1).await;
     let mut slow = TcpStream::connect(front.address).await.expect("a listener");
-    let asks = String::from_utf8(head("", 100))
+    let asks = String::from_utf8(head("m", "", 100))
         .expect("text")
         .replace("\r\n\r\n", "\r\nexpect: 100-continue\r\n\r\n");
     slow.write_all(asks.as_bytes()).await.expect("a connection");
@@ -166,7 +170,7 @@ async fn a_slow_body_is_cut_and_costs_its_own_place_only() {
     slow.write_all(b"{\"ts\":").await.expect("a connection");
     // The others are told that there is none, before they send a body.
     let mut other = TcpStream::connect(front.address).await.expect("a listener");
-    other.write_all(&head("", 100)).await.expect("a connection");
+    other.write_all(&head("m", "", 100)).await.expect("a connection");
     let told = answer(&mut other).await;
     assert!(status(&told) == "429" && told.contains("retry-after"), "{told}");
     let cut = answer(&mut slow).await;
@@ -199,5 +203,19 @@ async fn connections_are_bounded_and_a_slow_head_gives_its_place_back() {
     after.await.expect("the places are free again");
     let metrics = front.registry.render();
     assert!(metrics.contains("tidegate_http_responses_total{source=\"api\",status=\"503\"}"), "{metrics}");
+    front.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_request_fits_one_push() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let front = Front::open(dir.path(), 4).await;
+    let device = "d".repeat(record::limits::DEVICE_BYTES_MAX);
+    let event = "{\"ts\":1,\"temperature\":20.125,\"note\":\"0123456789012345678\"}\n";
+    let body = event.repeat(limits::HTTP_EVENTS_MAX);
+    assert!(body.len() <= limits::HTTP_BODY_BYTES_MAX && body.len() > limits::HTTP_BODY_BYTES_MAX * 9 / 10);
+    let taken = front.post_of(&device, "", &body).await;
+    assert!(taken.contains(&format!("\"accepted\":{}", limits::HTTP_EVENTS_MAX)), "{taken}");
+    assert_eq!(stored(&front.door).len(), limits::HTTP_EVENTS_MAX);
     front.end().await;
 }

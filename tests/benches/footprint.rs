@@ -75,6 +75,8 @@ fn reopen(runtime: &Runtime, options: &Options, report: &mut Report) -> Result<(
         run(&Flood { noise: true, ..flood(&plant, 40_000, 8_192, None) })?;
         backlog = runtime.block_on(plant.gateway_metrics())?.sum("tidegate_buffer_bytes", &[]);
     }
+    let pid = plant.gateway.as_ref().context("started above")?.pid();
+    report.figure("rss_while_filling_peak_mb", peak_rss_mb(pid)?);
     plant.kill_gateway();
     report.at_least("reopened_backlog_mb", backlog / 1e6, BACKLOG_BYTES / 1e6);
     let start = Instant::now();

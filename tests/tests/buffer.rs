@@ -71,3 +71,24 @@ async fn a_full_buffer_slows_sources_and_loses_nothing() -> anyhow::Result<()> {
     drop(stop);
     Ok(())
 }
+
+/// With the smallest quota no commit may be so large that what comes of it finds no room in the output log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_events_go_through_the_smallest_buffer() -> anyhow::Result<()> {
+    const LARGE: usize = 200;
+    let plant =
+        Plant::start(&tidegate_tests::plant::Options { quota: "8 MiB".to_owned(), ..simple::options() })
+            .await?;
+    let (a, b) = (simple::payloads(0, LARGE, 150_000), simple::payloads(0, LARGE, 150_000));
+    tokio::try_join!(simple::send(&plant, "a", a), simple::send(&plant, "b", b))?;
+    plant.rows(STREAM, 2 * LARGE as u64, Duration::from_secs(60)).await?;
+    for device in ["a", "b"] {
+        let values = simple::values(&plant, device).await?;
+        ensure!(
+            values == (0..LARGE).map(|i| i as f64).collect::<Vec<_>>(),
+            "{device}: {} values",
+            values.len()
+        );
+    }
+    Ok(())
+}

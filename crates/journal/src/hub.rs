@@ -49,8 +49,10 @@ pub struct HubOptions {
     pub window: Duration,
     /// A round that holds this much is written at once.
     pub round_bytes: usize,
-    /// What a round may hold at most.
+    /// A round that holds this much takes no further push.
     pub backlog_bytes: usize,
+    /// The largest push; a round exceeds the bound above by less than one.
+    pub push_bytes: usize,
     /// Bytes of the quota that intake leaves to the work that drains it, beside the quota's own segment.
     pub reserve_bytes: u64,
     /// The quota that intake is admitted by.
@@ -64,6 +66,7 @@ impl Default for HubOptions {
             window: limits::HUB_WINDOW,
             round_bytes: limits::HUB_ROUND_BYTES,
             backlog_bytes: limits::HUB_BACKLOG_BYTES,
+            push_bytes: limits::HUB_PUSH_BYTES_MAX,
             reserve_bytes: 2 * limits::SEGMENT_BYTES,
             quota: None,
         }
@@ -79,12 +82,12 @@ pub enum PushError {
     /// The quota, or the disk, is full: the policy for it is the caller's.
     #[error("the disk quota is used up")]
     OverQuota,
-    /// More than a round can ever hold.
+    /// More than is taken at once.
     #[error("{bytes} bytes at once are over the bound of {max}")]
     TooLarge {
         /// What was pushed.
         bytes: usize,
-        /// What a round holds.
+        /// What is taken at once.
         max: usize,
     },
     /// A write or sync failed: nothing will be acknowledged any more.
@@ -171,8 +174,9 @@ impl<M: FrameMeta, D: Disk> Hub<M, D> {
         checkpoint: Box<dyn FnMut() -> Vec<u8> + Send>,
     ) -> Result<Self, JournalError> {
         let (publish, durable) = watch::channel(0);
-        let options =
-            HubOptions { backlog_bytes: options.backlog_bytes.min(limits::PAYLOAD_BYTES_MAX), ..options };
+        let push_bytes = options.push_bytes.min(limits::HUB_PUSH_BYTES_MAX);
+        let backlog_bytes = options.backlog_bytes.min(limits::PAYLOAD_BYTES_MAX - push_bytes);
+        let options = HubOptions { backlog_bytes, push_bytes, ..options };
         let inner = Arc::new(Inner {
             options,
             round: Mutex::new(Round { number: 1, ..Round::default() }),
@@ -202,7 +206,8 @@ impl<M: FrameMeta, D: Disk> Hub<M, D> {
         let (ticket, before, now) = {
             let mut round = lock(&inner.round);
             let before = round.bytes.len();
-            if before > 0 && before + bytes.len() > inner.options.backlog_bytes {
+            // Whether a push is taken does not depend on its size: a large one never starves behind small ones.
+            if before > 0 && before >= inner.options.backlog_bytes {
                 return Err(PushError::Full);
             }
             round.bytes.extend_from_slice(bytes);
@@ -280,7 +285,7 @@ impl<M> Inner<M> {
         if self.closing.load(SeqCst) {
             return Err(PushError::Closed);
         }
-        let max = self.options.backlog_bytes;
+        let max = self.options.push_bytes;
         if bytes > max {
             return Err(PushError::TooLarge { bytes, max });
         }

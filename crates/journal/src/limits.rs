@@ -29,8 +29,12 @@ pub const UNREADABLE_STEP_BYTES: usize = 4 << 10;
 pub const HUB_WINDOW: Duration = Duration::from_millis(5);
 /// A round is written at once when this much waits.
 pub const HUB_ROUND_BYTES: usize = 1 << 20;
-/// What may wait in memory before connections are told [`crate::PushError::Full`].
-pub const HUB_BACKLOG_BYTES: usize = 4 << 20;
+/// When this much waits in memory, connections are told [`crate::PushError::Full`]. A frame of the log is hardly larger,
+/// and whoever reads the log holds whole frames.
+pub const HUB_BACKLOG_BYTES: usize = 2 << 20;
+/// Most that is pushed at once. One push is taken as long as the round is not full: a round holds this much more than
+/// the above at most.
+pub const HUB_PUSH_BYTES_MAX: usize = 20 << 20;
 /// What the two buffers of an idle hand-off keep.
 pub const HUB_IDLE_BYTES: usize = 1 << 20;
 /// How often a round that met a full disk is tried again.
@@ -39,7 +43,7 @@ pub const HUB_STALL_RETRY: Duration = Duration::from_millis(50);
 /// Free space that is left to the rest of the machine and to the index.
 pub const HEADROOM_BYTES: u64 = 128 << 20;
 
-const _: () = assert!(HUB_BACKLOG_BYTES <= PAYLOAD_BYTES_MAX, "a round is one frame");
+const _: () = assert!(HUB_BACKLOG_BYTES + HUB_PUSH_BYTES_MAX <= PAYLOAD_BYTES_MAX, "a round is one frame");
 const _: () = assert!(HUB_ROUND_BYTES <= HUB_BACKLOG_BYTES, "a full round fits the buffer");
 const _: () = assert!(CHECKPOINT_BYTES_MAX < u32::MAX as usize, "lengths are 32 bits on disk");
 

@@ -81,13 +81,19 @@ fn the_hand_off_refuses_all_after_a_failed_sync() {
 #[test]
 fn a_round_that_is_full_and_a_push_that_is_too_large() {
     let (_disk, log) = sim();
-    let options =
-        HubOptions { window: Duration::from_secs(3600), backlog_bytes: 1000, ..HubOptions::default() };
+    let options = HubOptions {
+        window: Duration::from_secs(3600),
+        backlog_bytes: 1000,
+        push_bytes: 1200,
+        ..HubOptions::default()
+    };
     let hub = Hub::<Nothing, SimDisk>::start(log, options, Box::new(Vec::new)).unwrap();
-    assert_eq!(hub.push(&[0; 1001], 1, |_| {}), Err(PushError::TooLarge { bytes: 1001, max: 1000 }));
-    let ticket = hub.push(&[0; 900], 1, |_| {}).unwrap();
-    assert_eq!(hub.push(&[0; 101], 1, |_| panic!("nothing of it is kept")), Err(PushError::Full));
-    assert_eq!(hub.backlog_bytes(), 900);
+    assert_eq!(hub.push(&[0; 1201], 1, |_| {}), Err(PushError::TooLarge { bytes: 1201, max: 1200 }));
+    hub.push(&[0; 900], 1, |_| {}).unwrap();
+    // A large push finds room behind small ones.
+    let ticket = hub.push(&[0; 1200], 1, |_| {}).unwrap();
+    assert_eq!(hub.push(&[0; 1], 1, |_| panic!("nothing of it is kept")), Err(PushError::Full));
+    assert_eq!(hub.backlog_bytes(), 2100);
     // A polite end makes durable what was taken.
     hub.close().unwrap();
     assert!(hub.is_durable(ticket));
