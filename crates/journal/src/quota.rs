@@ -97,7 +97,8 @@ impl Quota {
 
     /// Gives back what was deleted.
     pub(crate) fn release(&self, bytes: u64) {
-        self.0.used.fetch_sub(bytes, SeqCst);
+        let before = self.0.used.fetch_update(SeqCst, SeqCst, |used| Some(used.saturating_sub(bytes)));
+        debug_assert!(before.is_ok_and(|used| used >= bytes), "more is given back than was taken");
         let _ = self.0.free.fetch_update(SeqCst, SeqCst, |free| Some(free.saturating_add(bytes)));
     }
 }

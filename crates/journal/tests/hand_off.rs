@@ -114,11 +114,14 @@ fn trim_frees_all_but_the_newest_segment_and_keeps_its_checkpoint() {
     assert_eq!(heads, durable.0 - log.handle().first().0 + 1);
 }
 
+/// Bytes of the files in a folder.
+fn bytes_in(dir: &Path) -> u64 {
+    std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum()
+}
+
 #[test]
 fn the_quota_is_exact_also_after_a_restart_and_tells_intake_first() {
-    let (dir, files) = (tempfile::tempdir().unwrap(), |dir: &Path| -> u64 {
-        std::fs::read_dir(dir.join("log")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum()
-    });
+    let (dir, files) = (tempfile::tempdir().unwrap(), |dir: &Path| bytes_in(&dir.join("log")));
     let with_quota = || {
         let quota = Quota::new(&RealDisk, dir.path(), 5 * 4096, 0).unwrap();
         (quota.clone(), LogOptions { quota: Some(quota), ..options(4096) })
@@ -148,4 +151,26 @@ fn the_quota_is_exact_also_after_a_restart_and_tells_intake_first() {
     let ticket = hub.push(b"more", 1, |_| {}).unwrap();
     wait(&hub, ticket);
     hub.close().unwrap();
+}
+
+/// A finished segment gives back what it did not need while somebody else may be deleting it.
+#[test]
+fn the_quota_is_exact_when_segments_are_trimmed_as_they_are_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let quota = Quota::new(&RealDisk, dir.path(), 1 << 20, 0).unwrap();
+    let opening = LogOptions { quota: Some(quota.clone()), ..options(4096) };
+    let (mut log, _) = Log::open(RealDisk, &dir.path().join("log"), opening).unwrap();
+    let (handle, done) = (log.handle(), std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                handle.trim(FrameSeq(handle.durable().0 + 1)).unwrap();
+            }
+        });
+        let appended = (0..2_000).try_for_each(|_| log.append(1, &[], &[&[7; 2100]], &mut Vec::new).map(drop));
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        appended.unwrap();
+    });
+    assert_eq!(quota.used(), handle.bytes());
+    assert_eq!(quota.used(), bytes_in(&dir.path().join("log")));
 }

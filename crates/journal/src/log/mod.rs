@@ -296,7 +296,7 @@ impl<D: Disk> Log<D> {
             // crash would find a frame that was refused. What was preallocated behind it is given up.
             let cut = || newest.file.set_len(newest.tail).and_then(|()| newest.file.sync_data());
             if no_space(&e) && cut().is_ok() {
-                self.shared.resized(newest.first, newest.file_bytes, newest.tail);
+                self.shared.shortened(newest.first, newest.tail);
                 newest.file_bytes = newest.tail;
                 return Err(JournalError::NoSpace { path });
             }

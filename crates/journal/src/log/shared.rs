@@ -222,25 +222,22 @@ impl<D: Disk> Shared<D> {
         }
     }
 
-    /// A file is shorter.
-    pub(crate) fn resized(&self, first: u64, from: u64, to: u64) {
-        self.grown(first, to);
+    /// A file is shorter. When it was trimmed meanwhile, all that was counted for it has been given back already.
+    pub(crate) fn shortened(&self, first: u64, to: u64) {
+        let mut state = lock(&self.state);
+        let Some(segment) = state.segments.iter_mut().find(|s| s.first == first) else { return };
+        let spare = segment.file_bytes.saturating_sub(to);
+        segment.file_bytes -= spare;
         if let Some(quota) = &self.options.quota {
-            quota.release(from);
-            quota.add(to);
+            quota.release(spare);
         }
     }
 
     /// Gives back what a finished segment did not need. Without it nothing is wrong, so a failure is no matter.
     pub(crate) fn seal(&self, first: u64, file: &D::File, tail: u64) {
-        let from = {
-            let state = lock(&self.state);
-            state.segments.iter().find(|s| s.first == first).map(|s| s.file_bytes)
-        };
-        if let Some(from) = from.filter(|&from| from > tail)
-            && file.set_len(tail).is_ok()
-        {
-            self.resized(first, from, tail);
+        let longer = lock(&self.state).segments.iter().any(|s| s.first == first && s.file_bytes > tail);
+        if longer && file.set_len(tail).is_ok() {
+            self.shortened(first, tail);
         }
     }
 
