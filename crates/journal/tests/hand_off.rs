@@ -167,7 +167,8 @@ fn the_quota_is_exact_when_segments_are_trimmed_as_they_are_finished() {
                 handle.trim(FrameSeq(handle.durable().0 + 1)).unwrap();
             }
         });
-        let appended = (0..2_000).try_for_each(|_| log.append(1, &[], &[&[7; 2100]], &mut Vec::new).map(drop));
+        let appended =
+            (0..2_000).try_for_each(|_| log.append(1, &[], &[&[7; 2100]], &mut Vec::new).map(drop));
         done.store(true, std::sync::atomic::Ordering::SeqCst);
         appended.unwrap();
     });
