@@ -176,7 +176,9 @@ impl<M: FrameMeta, D: Disk> Hub<M, D> {
         let (publish, durable) = watch::channel(0);
         let push_bytes = options.push_bytes.min(limits::HUB_PUSH_BYTES_MAX);
         let backlog_bytes = options.backlog_bytes.min(limits::PAYLOAD_BYTES_MAX - push_bytes);
-        let options = HubOptions { backlog_bytes, push_bytes, ..options };
+        // A round that takes nothing more has nothing to wait for.
+        let round_bytes = options.round_bytes.min(backlog_bytes);
+        let options = HubOptions { round_bytes, backlog_bytes, push_bytes, ..options };
         let inner = Arc::new(Inner {
             options,
             round: Mutex::new(Round { number: 1, ..Round::default() }),
@@ -207,7 +209,7 @@ impl<M: FrameMeta, D: Disk> Hub<M, D> {
             let mut round = lock(&inner.round);
             let before = round.bytes.len();
             // Whether a push is taken does not depend on its size: a large one never starves behind small ones.
-            if before > 0 && before >= inner.options.backlog_bytes {
+            if before >= inner.options.backlog_bytes {
                 return Err(PushError::Full);
             }
             round.bytes.extend_from_slice(bytes);

@@ -8,6 +8,7 @@ use journal::{
 use std::{
     path::Path,
     process::Command,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -84,16 +85,30 @@ fn a_round_that_is_full_and_a_push_that_is_too_large() {
     let options = HubOptions {
         window: Duration::from_secs(3600),
         backlog_bytes: 1000,
-        push_bytes: 1200,
+        push_bytes: 3950,
         ..HubOptions::default()
     };
-    let hub = Hub::<Nothing, SimDisk>::start(log, options, Box::new(Vec::new)).unwrap();
-    assert_eq!(hub.push(&[0; 1201], 1, |_| {}), Err(PushError::TooLarge { bytes: 1201, max: 1200 }));
+    // The first round needs a new segment, and its checkpoint keeps the writer busy until the holder is gone.
+    let (entered, begun) = mpsc::channel();
+    let (holder, held) = mpsc::channel::<()>();
+    let checkpoint = Box::new(move || {
+        entered.send(()).unwrap();
+        assert!(held.recv().is_err());
+        Vec::new()
+    });
+    let hub = Hub::<Nothing, SimDisk>::start(log, options, checkpoint).unwrap();
+    assert_eq!(hub.push(&[0; 3951], 1, |_| {}), Err(PushError::TooLarge { bytes: 3951, max: 3950 }));
+    hub.push(&[0; 3950], 1, |_| {}).unwrap();
+    begun.recv().unwrap();
     hub.push(&[0; 900], 1, |_| {}).unwrap();
     // A large push finds room behind small ones.
     let ticket = hub.push(&[0; 1200], 1, |_| {}).unwrap();
     assert_eq!(hub.push(&[0; 1], 1, |_| panic!("nothing of it is kept")), Err(PushError::Full));
     assert_eq!(hub.backlog_bytes(), 2100);
+    drop(holder);
+    // What takes nothing more is written at once, however long the window and the round may be.
+    until("the full round is durable", || hub.is_durable(ticket));
+    let ticket = hub.push(&[0; 1], 1, |_| {}).unwrap();
     // A polite end makes durable what was taken.
     hub.close().unwrap();
     assert!(hub.is_durable(ticket));

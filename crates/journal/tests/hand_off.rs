@@ -5,7 +5,12 @@ use journal::{
     CHECKPOINT, FrameMeta, FrameSeq, Hub, HubOptions, JournalError, Log, LogOptions, PushError, Quota,
     RealDisk,
 };
-use std::{path::Path, thread, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    thread,
+    time::Duration,
+};
 
 #[derive(Default)]
 struct Count(u32);
@@ -160,16 +165,16 @@ fn the_quota_is_exact_when_segments_are_trimmed_as_they_are_finished() {
     let quota = Quota::new(&RealDisk, dir.path(), 1 << 20, 0).unwrap();
     let opening = LogOptions { quota: Some(quota.clone()), ..options(4096) };
     let (mut log, _) = Log::open(RealDisk, &dir.path().join("log"), opening).unwrap();
-    let (handle, done) = (log.handle(), std::sync::atomic::AtomicBool::new(false));
-    std::thread::scope(|scope| {
+    let (handle, done) = (log.handle(), AtomicBool::new(false));
+    thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            while !done.load(SeqCst) {
                 handle.trim(FrameSeq(handle.durable().0 + 1)).unwrap();
             }
         });
         let appended =
             (0..2_000).try_for_each(|_| log.append(1, &[], &[&[7; 2100]], &mut Vec::new).map(drop));
-        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        done.store(true, SeqCst);
         appended.unwrap();
     });
     assert_eq!(quota.used(), handle.bytes());
