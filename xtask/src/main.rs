@@ -5,6 +5,7 @@
 
 mod bench;
 mod build;
+mod kafka;
 mod run;
 mod setup;
 mod test;
@@ -18,11 +19,15 @@ usage: cargo xtask COMMAND
   setup                       check what is needed; install it where that is possible
   test                        all tests, exactly as the continuous integration runs them
   modules                     build the WASM modules of wasm-udfs/ into target/modules/
-  demo [--json] [--keep]      the main job on real data, with crashes in the middle
+  demo [--kafka] [--json] [--keep]
+                              the main job on real data, with crashes in the middle; on Kafka or on central's own log
   chaos [--rounds N] [--seed S] [--json]
                               SIGKILL at random moments under load, then compare every row
   crash-sim [--seeds N] [--seed S] [--steps N] [--json]
                               the journal on a simulated disk that crashes; --seed alone repeats one run
+  kafka start|run|stop|status [--dir DIR] [--set KEY=VALUE]... [--json]
+                              a real Apache Kafka on loopback, one node; its folder keeps data and ports;
+                              start leaves it behind, run becomes it
   bench NAME [--json]         one benchmark; without NAME the list of them
   release-gateway             the gateway as it goes onto a device: small and stripped";
 
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
         "demo" => build::program_of_tests("demo", rest),
         "chaos" => build::program_of_tests("chaos", rest),
         "crash-sim" => build::crash_sim(rest),
+        "kafka" => kafka::kafka(rest),
         "bench" => bench::bench(rest),
         "release-gateway" => build::release_gateway(),
         "" | "help" | "--help" | "-h" => {

@@ -17,6 +17,13 @@ use crate::run::{on_path, run};
 )]
 mod libchdb;
 
+/// A broker to run against.
+#[allow(
+    unreachable_pub,
+    reason = "a program has no outside; the set-up of one thing reads as its own little library"
+)]
+pub mod kafka;
+
 const WASM_TARGET: &str = "wasm32-unknown-unknown";
 
 /// A program that must be there, and the Debian package that brings it.
@@ -38,11 +45,39 @@ const NEEDS: &[Need] = &[
         there: || on_path("cc") && on_path("make"),
     },
     Need {
+        what: "OpenSSL's headers",
+        why: "the client of Kafka is built with them",
+        package: "libssl-dev",
+        tests_only: false,
+        there: || Path::new("/usr/include/openssl/ssl.h").exists(),
+    },
+    Need {
+        what: "zlib's headers",
+        why: "the client of Kafka is built with them",
+        package: "zlib1g-dev",
+        tests_only: false,
+        there: || Path::new("/usr/include/zlib.h").exists(),
+    },
+    Need {
         what: "setpriv",
         why: "ends the programs that a test started when the test is killed",
         package: "util-linux",
         tests_only: false,
         there: || on_path("setpriv"),
+    },
+    Need {
+        what: "Java",
+        why: "the tests start a real Apache Kafka",
+        package: "default-jre-headless",
+        tests_only: true,
+        there: || on_path("java"),
+    },
+    Need {
+        what: "Maven",
+        why: "it fetches Apache Kafka",
+        package: "maven",
+        tests_only: true,
+        there: || on_path("mvn"),
     },
     Need {
         what: "mosquitto",
@@ -87,6 +122,9 @@ fn check(tests: bool) -> anyhow::Result<()> {
     packages(tests)?;
     for_modules()?;
     libchdb::libchdb()?;
+    if tests {
+        kafka::jars()?;
+    }
     if began.elapsed().as_secs() >= 1 {
         eprintln!("set-up took {:.0} s; next time it is there", began.elapsed().as_secs_f64());
     }
