@@ -30,7 +30,7 @@ use tidegate_central::{
         Account, ClickHouse, Tables,
         process::{Embedded, EmbeddedOptions},
     },
-    log::{ContentType, DataRecord, Log, Partition, RecordHeaders, embedded},
+    log::{ContentType, DataRecord, Log, Partition, RecordHeaders, Shard, embedded},
     sink::{self, SinkHandle, SinkMetrics, SinkOptions},
 };
 use tokio::sync::oneshot;
@@ -156,7 +156,7 @@ async fn fill(log: &Arc<dyn Log>, rows: u64) -> Result<(), Failure> {
         let share = rows / partitions + u64::from(u64::from(n) < rows % partitions);
         while gateway.next <= share {
             let record = gateway.record((share + 1 - gateway.next).min(BATCH_ROWS_MAX as u64))?;
-            log.commit_group(Partition(n), vec![record], Vec::new()).await?;
+            log.commit_group(Shard(n), vec![record], Vec::new()).await?;
         }
     }
     Ok(())
@@ -199,7 +199,7 @@ async fn settled(log: &Arc<dyn Log>, sink: &SinkHandle) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
     for n in 0..log.partitions() {
         let mut lane = sink.watch(Partition(n)).ok_or("there is no such lane")?;
-        let end = log.high_watermark(Partition(n));
+        let end = *log.tail_moved("bench", Partition(n)).borrow();
         let through = lane.wait_for(|status| status.position >= end);
         tokio::time::timeout(deadline.saturating_duration_since(Instant::now()), through).await??;
     }

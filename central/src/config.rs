@@ -3,11 +3,12 @@
 use crate::{
     limits::{CONNECTIONS_MAX, GROUP_BYTES},
     link::LinkConfig,
-    log::embedded::EmbeddedOptions,
+    log::{embedded::EmbeddedOptions, kafka::KafkaOptions},
 };
 use ::link::{server::ServerConfigLimits, tls::TlsFiles};
 use daemon::config::{Checker, ConfigErrors, Document, Section};
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -26,25 +27,28 @@ pub struct Roles {
     pub alerts: bool,
     /// Answers people and programs.
     pub api: bool,
+    /// Compares gateways, log and tables.
+    pub audit: bool,
 }
 
 impl Roles {
     /// All of them.
-    pub const ALL: Roles = Roles { link: true, sink: true, alerts: true, api: true };
+    pub const ALL: Roles = Roles { link: true, sink: true, alerts: true, api: true, audit: true };
 
     /// From their names.
     pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
-        let mut roles = Roles { link: false, sink: false, alerts: false, api: false };
+        let mut roles = Roles { link: false, sink: false, alerts: false, api: false, audit: false };
         for name in names {
             match name.trim() {
                 "link" => roles.link = true,
                 "sink" => roles.sink = true,
                 "alerts" => roles.alerts = true,
                 "api" => roles.api = true,
-                other => return Err(format!("{other:?} is no role: use link, sink, alerts or api")),
+                "audit" => roles.audit = true,
+                other => return Err(format!("{other:?} is no role: use link, sink, alerts, api or audit")),
             }
         }
-        let none = !(roles.link || roles.sink || roles.alerts || roles.api);
+        let none = !(roles.link || roles.sink || roles.alerts || roles.api || roles.audit);
         if none { Err("names no role".into()) } else { Ok(roles) }
     }
 }
@@ -83,6 +87,15 @@ impl ClickHouse {
     }
 }
 
+/// Between link and sink.
+#[derive(Debug, Clone)]
+pub enum Log {
+    /// In this process' own folder.
+    Embedded(EmbeddedOptions),
+    /// In Apache Kafka.
+    Kafka(KafkaOptions),
+}
+
 /// Rules and whom they tell.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Alerts {
@@ -104,7 +117,7 @@ pub struct Config {
     /// The link role; there when the role is.
     pub link: Option<LinkConfig>,
     /// The log.
-    pub log: EmbeddedOptions,
+    pub log: Log,
     /// ClickHouse.
     pub clickhouse: ClickHouse,
     /// Rules.
@@ -152,8 +165,12 @@ impl Config {
         let roles = roles.or(said).unwrap_or(Roles::ALL);
         // A process without the role may share the file of one that has it: the section is checked all the same.
         let section = if roles.link { Some(root.section("link")) } else { root.optional_section("link") };
+        let advertise =
+            section.as_ref().and_then(|s| s.parsed("advertise", String::new(), advertised).optional());
         let link = section.map(|s| link(&s)).filter(|_| roles.link);
-        let log = root.optional_section("log").map_or_else(default_log, |s| log(&s));
+        let advertise = advertise.or_else(|| Some(format!("https://{}", reachable(link.as_ref()?.bind)?)));
+        let at = (link.is_some(), advertise);
+        let log = root.optional_section("log").map_or_else(default_log, |s| log(&s, at, roles));
         let clickhouse = root.optional_section("clickhouse").map_or_else(embedded, |s| clickhouse(&s));
         let alerts = root.optional_section("alerts").map_or_else(Alerts::default, |s| alerts(&s));
         let api = root.optional_section("api").and_then(|s| s.socket("bind").optional());
@@ -184,17 +201,94 @@ fn link(section: &Section<'_>) -> LinkConfig {
     }
 }
 
-fn default_log() -> EmbeddedOptions {
+/// An address that others can name; none for one that means all of this machine's.
+fn reachable(bind: SocketAddr) -> Option<SocketAddr> {
+    Some(bind).filter(|b| !b.ip().is_unspecified())
+}
+
+fn advertised(text: &str) -> Result<String, String> {
+    match text.strip_prefix("https://") {
+        Some(host) if !host.is_empty() && !host.contains(['/', ' ']) => Ok(text.to_owned()),
+        _ => Err(format!("`{text}` is not a URL like \"https://central-1.example:7443\"")),
+    }
+}
+
+fn default_embedded() -> EmbeddedOptions {
     EmbeddedOptions { groups: vec![crate::SINK_GROUP.to_owned()], ..EmbeddedOptions::default() }
 }
 
-fn log(section: &Section<'_>) -> EmbeddedOptions {
+fn default_log() -> Log {
+    Log::Embedded(default_embedded())
+}
+
+/// `at`: whether the process has the link role, and where gateways reach it.
+fn log(section: &Section<'_>, at: (bool, Option<String>), roles: Roles) -> Log {
     let kind = section.string("kind").or("embedded".into());
-    if kind != "embedded" {
-        section.error("kind", format!("{kind:?} is not a log that this program has: use \"embedded\""));
-        section.ignore_rest();
+    match kind.as_str() {
+        "embedded" => Log::Embedded(embedded_log(section)),
+        "kafka" => Log::Kafka(kafka_log(section, at, roles)),
+        other => {
+            section.error(
+                "kind",
+                format!("{other:?} is not a log that this program has: use \"embedded\" or \"kafka\""),
+            );
+            section.ignore_rest();
+            default_log()
+        }
     }
-    let defaults = default_log();
+}
+
+fn kafka_log(section: &Section<'_>, at: (bool, Option<String>), roles: Roles) -> KafkaOptions {
+    let count = |key: &str, range, default: u32| {
+        u32::try_from(section.integer(key, range).or(default.into())).unwrap_or(default)
+    };
+    let brokers = section.strings("brokers").required();
+    for broker in &brokers {
+        if !broker
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        {
+            section.error("brokers", format!("`{broker}` is not HOST:PORT"));
+        }
+    }
+    let prefix = section.string("prefix").or("tidegate".into());
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if prefix.is_empty() || prefix.len() > 64 || !prefix.chars().all(plain) {
+        section.error("prefix", "may hold 1 to 64 of ASCII letters, digits, '-', '_' and '.'");
+    }
+    let partitions = count("partitions", 1..=1_024, 16);
+    let shards = count("progress-partitions", 1..=1_024, 16);
+    if partitions % shards != 0 && shards % partitions != 0 {
+        section.error(
+            "partitions",
+            format!("{partitions} and progress-partitions {shards}: one must be a multiple of the other"),
+        );
+    }
+    let (replication, min_isr) = (count("replication", 1..=16, 3), count("min-isr", 1..=16, 2));
+    if min_isr > replication {
+        section
+            .error("min-isr", format!("{min_isr} copies cannot be asked for where there are {replication}"));
+    }
+    let (link, advertise) = at;
+    if link && advertise.is_none() {
+        section.error("kind", "with \"kafka\" other processes must know where gateways reach this one: set link.advertise = \"https://HOST:7443\"");
+    }
+    KafkaOptions {
+        brokers,
+        prefix,
+        partitions,
+        shards,
+        replication: i32::try_from(replication).unwrap_or(i32::MAX),
+        min_isr,
+        retention: section.duration("retention", "1 h", "3650 d").or(Duration::from_secs(7 * 86_400)),
+        client: BTreeMap::new(),
+        advertise: advertise.filter(|_| link),
+        sink: roles.sink,
+    }
+}
+
+fn embedded_log(section: &Section<'_>) -> EmbeddedOptions {
+    let defaults = default_embedded();
     let partitions = section.integer("partitions", 1..=256).or(defaults.partitions.into());
     let options = EmbeddedOptions {
         partitions: u32::try_from(partitions).unwrap_or(defaults.partitions),
@@ -301,7 +395,8 @@ tls = { ca = "ca.pem", cert = "central.pem", key = "central.key" }
         let link = c.link.expect("the role is on");
         assert_eq!(link.tls.ca, Path::new("/etc/tidegate/ca.pem"));
         assert_eq!(link.commit_interval, Duration::from_millis(20));
-        assert_eq!((c.log.partitions, c.log.groups), (2, vec!["sink".to_owned()]));
+        let Log::Embedded(log) = c.log else { panic!("embedded") };
+        assert_eq!((log.partitions, log.groups), (2, vec!["sink".to_owned()]));
         assert!(matches!(c.clickhouse, ClickHouse::Embedded { .. }));
     }
 
@@ -316,6 +411,29 @@ tls = { ca = "ca.pem", cert = "central.pem", key = "central.key" }
         );
         assert_eq!(c.alerts.rules, vec![PathBuf::from("/etc/tidegate/rules/*.yaml")]);
         assert_eq!(c.alerts.webhooks, vec!["http://h/x"]);
+    }
+
+    #[test]
+    fn the_log_in_kafka() {
+        let kafka = |more: &str| parse(&format!("{SMALL}\n[log]\nkind = \"kafka\"\n{more}"));
+        let errors = kafka("brokers = [\"k\"]\npartitions = 6\nprogress-partitions = 4\nmin-isr = 4\n")
+            .expect_err("wrong");
+        let all: Vec<String> = errors.errors.iter().map(|e| format!("{} {}", e.key, e.message)).collect();
+        for needle in
+            ["log.brokers `k` is not HOST:PORT", "log.partitions 6", "log.min-isr 4", "set link.advertise"]
+        {
+            assert!(all.iter().any(|e| e.contains(needle)), "{needle} in {all:?}");
+        }
+        let text = SMALL.replace("[link]", "[link]\nbind = \"127.0.0.1:7443\"");
+        let text = format!("{text}\n[log]\nkind = \"kafka\"\nbrokers = \"k1:9092\"\n");
+        let Log::Kafka(k) = parse(&text).expect("fine").log else { panic!("kafka") };
+        assert_eq!((k.partitions, k.shards, k.replication, k.min_isr, k.sink), (16, 16, 3, 2, true));
+        assert_eq!(k.advertise.as_deref(), Some("https://127.0.0.1:7443"));
+        let sink = Some(Roles::parse(["sink"]).expect("roles"));
+        let Log::Kafka(k) = Config::parse(&text, Path::new("c.toml"), sink).expect("fine").log else {
+            panic!("kafka")
+        };
+        assert_eq!(k.advertise, None);
     }
 
     #[test]
@@ -340,7 +458,7 @@ roles = ["link", "snik"]
 [link]
 bind = "nowhere"
 [log]
-kind = "kafka"
+kind = "redis"
 [alerts]
 alertmanagers = ["am:9093"]
 "#;
@@ -356,7 +474,7 @@ alertmanagers = ["am:9093"]
             "4:central.roles \"snik\" is no role",
             "6:link.bind `nowhere` is not an address",
             "link.tls missing section",
-            "8:log.kind \"kafka\" is not a log",
+            "8:log.kind \"redis\" is not a log",
             "alerts.alertmanagers `am:9093` is not a URL",
         ] {
             assert!(all.contains(needle), "{needle} in\n{all}");

@@ -36,10 +36,10 @@ use daemon::{
 use journal::{DirLock, JournalError, RealDisk};
 use limits::STOP_DEADLINE;
 use link::{Gateways, LinkError, LinkMetrics, LinkParts, SchemaGate, Unchecked};
-use log::{Log, embedded};
+use log::{Log, embedded, kafka::Kafka};
 use record::clock::{Clock, Random};
 use rules::{QuerySource, RuleFileError, RuleSet, Ruler, RulerError, RulerHandle};
-use sink::{LogFrontier, SinkHandle, SinkMetrics, SinkOptions};
+use sink::{LogFrontier, SinkMetrics, SinkOptions};
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -64,6 +64,9 @@ pub enum StartError {
     /// The log.
     #[error(transparent)]
     Log(#[from] embedded::OpenError),
+    /// The log in Kafka.
+    #[error("the log in Kafka: {0}")]
+    Kafka(String),
     /// The certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -150,28 +153,50 @@ pub async fn run(
     let folder = |source| StartError::DataDir { path: data_dir.clone(), source };
     std::fs::create_dir_all(&data_dir).map_err(folder)?;
     let _lock = DirLock::acquire(&data_dir.join("lock"))?;
-    let base = base(config)?;
+    let base = base(config).await?;
     let mut tasks = Tasks::new();
+    watch_log(&base, &mut tasks);
     let clickhouse = start_clickhouse(&base, &mut tasks)?;
     let tables = Arc::new(Tables::new(clickhouse.clone()));
-    let sink = base.config.roles.sink.then(|| start_sink(&base, &clickhouse, &tables, &mut tasks));
-    let gate: Arc<dyn SchemaGate> = if sink.is_some() { tables } else { Arc::new(Unchecked) };
+    if base.config.roles.sink {
+        start_sink(&base, &clickhouse, &tables, &mut tasks);
+    }
+    let gate = schema_gate(&base.config, tables);
     let source: Arc<dyn QuerySource> = Arc::new(Reader::new(clickhouse));
     let auditor = start_auditor(&base, &source, &mut tasks)?;
     // Before the first gateway may knock: every rule judges what is stored from now on.
     let ruler = start_rules(&base, &source, &mut tasks).await?;
     start_link(&base, gate, &mut tasks).await?;
     start_pages(&base, source, auditor, ruler, &mut tasks).await?;
-    Ok(tasks.run(stop, STOP_DEADLINE).await)
+    let exit = tasks.run(stop, STOP_DEADLINE).await;
+    base.log.close().await;
+    Ok(exit)
 }
 
-fn base(config: Config) -> Result<Base, StartError> {
+/// Who judges columns at Hello. A server of its own can be asked from any process, the embedded one belongs to the sink's.
+fn schema_gate(config: &Config, tables: Arc<Tables>) -> Arc<dyn SchemaGate> {
+    let reachable = config.roles.sink || matches!(config.clickhouse, config::ClickHouse::Server { .. });
+    if reachable { tables } else { Arc::new(Unchecked) }
+}
+
+async fn base(config: Config) -> Result<Base, StartError> {
     let registry = Registry::new();
     let random = Arc::new(SystemRandom);
-    let log = embedded::Embedded::open(RealDisk, &config.data_dir.join("log"), &config.log, &*random)?;
-    link::log_size_metrics(&registry, log.quota());
-    let log: Arc<dyn Log> = Arc::new(log);
-    link::log_metrics(&registry, &log);
+    let log: Arc<dyn Log> = match &config.log {
+        config::Log::Embedded(options) => {
+            let log = embedded::Embedded::open(RealDisk, &config.data_dir.join("log"), options, &*random)?;
+            link::log_size_metrics(&registry, log.quota());
+            Arc::new(log)
+        }
+        config::Log::Kafka(options) => {
+            tracing::info!(
+                brokers = options.brokers.join(","),
+                prefix = options.prefix,
+                "the log is in Kafka"
+            );
+            Arc::new(Kafka::open(options.clone(), random.clone()).await.map_err(StartError::Kafka)?)
+        }
+    };
     Ok(Base {
         config,
         log,
@@ -181,6 +206,15 @@ fn base(config: Config) -> Result<Base, StartError> {
         clock: Arc::new(SystemClock::new()),
         random,
     })
+}
+
+/// The log's extent, for the metrics.
+fn watch_log(base: &Base, tasks: &mut Tasks) {
+    let (registry, log, token) = (base.registry.clone(), base.log.clone(), tasks.token());
+    tasks.spawn("log", async move {
+        link::watch_log(&registry, log, token).await;
+        Ok(())
+    });
 }
 
 /// Gateways → log.
@@ -261,7 +295,7 @@ fn beside_this_program() -> PathBuf {
 }
 
 /// Log → tables.
-fn start_sink(base: &Base, clickhouse: &ClickHouse, tables: &Arc<Tables>, tasks: &mut Tasks) -> SinkHandle {
+fn start_sink(base: &Base, clickhouse: &ClickHouse, tables: &Arc<Tables>, tasks: &mut Tasks) {
     let parts = sink::Parts {
         log: base.log.clone(),
         clickhouse: clickhouse.clone(),
@@ -270,7 +304,8 @@ fn start_sink(base: &Base, clickhouse: &ClickHouse, tables: &Arc<Tables>, tasks:
         clock: base.clock.clone(),
         options: SinkOptions::default(),
     };
-    sink::start(parts, tasks)
+    // Nobody here looks at its lanes: metrics do.
+    let _ = sink::start(parts, tasks);
 }
 
 /// Log and tables → verdict.
@@ -278,7 +313,10 @@ fn start_auditor(
     base: &Base,
     source: &Arc<dyn QuerySource>,
     tasks: &mut Tasks,
-) -> Result<AuditorHandle, StartError> {
+) -> Result<Option<AuditorHandle>, StartError> {
+    if !base.config.roles.audit {
+        return Ok(None);
+    }
     let (auditor, handle) = Auditor::open(AuditParts {
         dir: base.config.data_dir.join("audit"),
         log: base.log.clone(),
@@ -290,7 +328,7 @@ fn start_auditor(
     })?;
     let token = tasks.token();
     tasks.spawn("audit", async move { Ok(auditor.run(token).await?) });
-    Ok(handle)
+    Ok(Some(handle))
 }
 
 /// Tables → alerts.
@@ -338,7 +376,7 @@ fn receivers(config: &Config) -> Result<Vec<Receiver>, StartError> {
 async fn start_pages(
     base: &Base,
     source: Arc<dyn QuerySource>,
-    auditor: AuditorHandle,
+    auditor: Option<AuditorHandle>,
     ruler: Option<RulerHandle>,
     tasks: &mut Tasks,
 ) -> Result<(), StartError> {

@@ -12,8 +12,12 @@ pub const LOSS_ENTRIES_MAX: usize = 64;
 /// Longest reason in a loss or quarantine entry, in bytes; longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 512;
 
-/// Messages of sessions that may wait for the committer of a partition; each is at most a block.
+/// Messages of sessions that may wait for the committer of a shard; each is at most a block.
 pub const COMMITTER_INPUTS: usize = 16;
+/// First pause before a shard is claimed again; doubles.
+pub const CLAIM_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause before a shard is claimed again.
+pub const CLAIM_BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Schemas that a session remembers as let in; beyond it every block of a further one is looked at.
 pub const SCHEMAS_PER_SESSION_MAX: usize = 4_096;
 /// A connection that does not say Hello by then is ended.
@@ -24,6 +28,8 @@ pub const REVOCATION_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 pub const GROUP_BYTES: usize = 8 << 20;
 /// Most connections that can be configured.
 pub const CONNECTIONS_MAX: i64 = 1 << 20;
+/// How often the extent of the log is asked for the metrics.
+pub const LOG_STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// After the wish to stop, the stages have so long.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
 

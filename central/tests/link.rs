@@ -24,7 +24,7 @@ use std::{
 use tidegate_central::{
     link::{Gateways, LinkConfig, LinkError, LinkMetrics, LinkParts, SchemaGate, SchemaRefusal, Unchecked},
     log::{
-        Log, Offset, Partition,
+        Lease, Log, Offset, Partition,
         embedded::{Embedded, EmbeddedOptions},
         partition_of,
     },
@@ -154,7 +154,7 @@ impl Running {
         for p in 0..self.log.partitions() {
             let mut from = Offset(0);
             loop {
-                let records = self.log.read(Partition(p), from, 100_000).await.expect("readable");
+                let records = self.log.read("test", Partition(p), from, 100_000).await.expect("readable");
                 let Some(last) = records.last() else { break };
                 from = last.offset.next();
                 for r in records {
@@ -597,11 +597,11 @@ async fn a_full_log_makes_gateways_wait_and_loses_nothing() {
     let (mut taken, mut from) = (Vec::new(), Offset(0));
     let all = timeout(LIMIT, async {
         while taken.len() < 1_800 {
-            for r in log.read(p, from, 1 << 20).await.expect("readable") {
+            for r in log.read("test", p, from, 1 << 20).await.expect("readable") {
                 taken.extend(r.headers.first_seq.0..=r.headers.last_seq.0);
                 from = r.offset.next();
             }
-            log.commit_offset("sink", p, from, "").await.expect("commits");
+            log.commit_offset("sink", p, Lease(1), from, "").await.expect("commits");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });

@@ -22,7 +22,7 @@ use tidegate_central::{
         process::{Embedded, EmbeddedOptions},
     },
     link::{SchemaGate, SchemaRefusal},
-    log::{ContentType, DataRecord, Log, Partition, RecordHeaders, embedded},
+    log::{ContentType, DataRecord, Log, Partition, RecordHeaders, Shard, embedded},
     rules::{Frontier, QueryError, QueryLimits, QuerySource},
     sink::{self, LogFrontier, SinkHandle, SinkMetrics, SinkOptions},
 };
@@ -104,7 +104,7 @@ impl Life {
         loop {
             let behind = (0..log.partitions())
                 .map(Partition)
-                .any(|p| self.sink.status()[p.0 as usize].position < log.high_watermark(p));
+                .any(|p| self.sink.status()[p.0 as usize].position < *log.tail_moved("test", p).borrow());
             if !behind {
                 return;
             }
@@ -181,7 +181,7 @@ impl Gateway {
 }
 
 async fn put(log: &Arc<dyn Log>, partition: u32, records: Vec<DataRecord>) {
-    log.commit_group(Partition(partition), records, Vec::new()).await.expect("committed");
+    log.commit_group(Shard(partition), records, Vec::new()).await.expect("committed");
 }
 
 const F: (&str, ColumnType) = ("temperature", ColumnType::Float64);

@@ -22,7 +22,7 @@ use crate::model::Expected;
 use crate::mqtt_load::{Device, Progress};
 use crate::nab;
 use crate::pace::Pace;
-use crate::plant::Plant;
+use crate::plant::{Options, Plant};
 use crate::webhook::Webhook;
 
 pub use report::Report;
@@ -82,11 +82,12 @@ struct Shown {
 }
 
 /// Runs it; progress goes to stderr. Gives the installation too, still running.
-pub async fn run(settings: Settings) -> anyhow::Result<(Report, Plant)> {
+pub async fn run(settings: Settings, log: &str) -> anyhow::Result<(Report, Plant)> {
     let began = Instant::now();
     let webhook = Webhook::listen().await?;
     eprintln!("starting tidegate-central (with ClickHouse inside) and one tidegate-gateway");
-    let plant = Plant::start(&machines::options(&webhook.url())).await?;
+    let options = Options { log: log.to_owned(), ..machines::options(&webhook.url()) };
+    let plant = Plant::start(&options).await?;
     eprintln!("both are ready after {:.1} s", began.elapsed().as_secs_f64());
     let expected = machines::expected(settings.readings);
     let progress = Arc::new(Progress::default());

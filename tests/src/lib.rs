@@ -9,6 +9,7 @@
 //! - [`nab`]: the real input. [`model`]: what has to come out of it, computed without any of the product's code.
 //! - [`machines`]: the pipeline of the demonstration and the chaos runs. [`demo`], [`chaos`]: both themselves.
 //! - [`tables`], [`scrape`], [`webhook`]: what is in the tables, and what the metrics say, what the alerts' receiver got.
+//! - [`kafka`]: a real broker, and its own console tools as consumers that share no code with ours.
 //! - [`bench`]: what the benchmarks of whole programs share.
 //! - [`simple`]: one plain stream, and [`wire`]: MQTT packets one at a time, for tests of single answers.
 //! - [`program`], [`wait`], [`ports`]: processes, conditions with deadlines, addresses.
@@ -19,6 +20,7 @@ pub mod bench;
 pub mod chaos;
 pub mod demo;
 pub mod http_load;
+pub mod kafka;
 pub mod latency;
 pub mod machines;
 pub mod model;

@@ -36,6 +36,8 @@ pub struct Options {
     pub buffer: String,
     /// The gateway's program; the one of the tests' own build when not given.
     pub gateway_program: Option<PathBuf>,
+    /// Lines of central's `[log]`; the embedded one when empty.
+    pub log: String,
     /// Lines of central's `[clickhouse]`; the embedded engine when empty.
     pub clickhouse: String,
     /// A rule file.
@@ -264,7 +266,7 @@ bind = "{}"
 tls = {{ ca = "pki/ca.pem", cert = "pki/central.pem", key = "pki/central.key", revoked = "pki/revoked.txt" }}
 
 [log]
-kind = "embedded"
+{}
 
 [clickhouse]
 {}
@@ -273,6 +275,7 @@ kind = "embedded"
 bind = "{}"
 "#,
             self.link,
+            if options.log.is_empty() { "kind = \"embedded\"" } else { &options.log },
             if options.clickhouse.is_empty() { "embedded = true" } else { &options.clickhouse },
             self.api.address()
         );

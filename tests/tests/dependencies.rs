@@ -39,6 +39,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("prometheus", &["daemon"]),
     ("tracing-subscriber", &["daemon"]),
     ("clickhouse", &["tidegate-central"]),
+    ("rdkafka", &["tidegate-central"]),
     ("libloading", &["tidegate-clickhouse"]),
     ("rumqttc", &["tidegate-gateway", "tidegate"]),
     ("rmqtt-codec", &[]),

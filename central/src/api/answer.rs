@@ -29,6 +29,10 @@ impl Failure {
         Self::unavailable("this process does not have the role alerts")
     }
 
+    pub(super) fn no_audit() -> Self {
+        Self::unavailable("this process does not have the role audit")
+    }
+
     pub(super) fn timeout(limit: Duration) -> Self {
         Self { status: StatusCode::GATEWAY_TIMEOUT, message: format!("no answer within {limit:?}") }
     }

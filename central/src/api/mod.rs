@@ -53,8 +53,8 @@ pub struct ApiParts {
     pub source: Arc<dyn QuerySource>,
     /// The rules, when this process has the role.
     pub ruler: Option<RulerHandle>,
-    /// The auditor.
-    pub auditor: AuditorHandle,
+    /// The auditor, where this process has the role.
+    pub auditor: Option<AuditorHandle>,
     /// How many receivers a test alert goes to.
     pub receivers: usize,
 }
@@ -111,10 +111,11 @@ async fn audit(
     State(parts): State<ApiParts>,
     Query(q): Query<HashMap<String, String>>,
 ) -> Result<Json<Value>, Failure> {
-    let last = if q.get("fresh").is_some_and(|f| f == "true") { None } else { parts.auditor.last() };
+    let auditor = parts.auditor.ok_or_else(Failure::no_audit)?;
+    let last = if q.get("fresh").is_some_and(|f| f == "true") { None } else { auditor.last() };
     let report = match last {
         Some(report) => report,
-        None => within(limits::AUDIT_TIMEOUT, parts.auditor.audit()).await?.map_err(Failure::unavailable)?,
+        None => within(limits::AUDIT_TIMEOUT, auditor.audit()).await?.map_err(Failure::unavailable)?,
     };
     let mut value = json!(*report);
     if let (Some(only), Some(all)) = (q.get("gateway"), value["gateways"].as_array_mut()) {

@@ -95,7 +95,7 @@ async fn bed() -> Bed {
         partitions: 2,
         source,
         ruler: Some(ruler_handle),
-        auditor: auditor_handle,
+        auditor: Some(auditor_handle),
         receivers: 0,
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");

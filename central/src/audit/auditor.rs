@@ -8,7 +8,7 @@ use super::{
 use crate::{
     alerts::rfc3339,
     link::Gateways,
-    log::{Log, Offset, Partition, ReadError},
+    log::{Log, Offset, Partition, ReadError, Shard},
     rules::{Frontier, Positions, QueryError, QueryLimits, QuerySource, Table, sql::Range},
 };
 use daemon::metrics::{Counter, Gauge, Registry};
@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 const EVERY: Duration = Duration::from_secs(60);
 /// An audit takes at most one part in so many of the time.
 const SHARE: u32 = 20;
+/// The name under which the log is read.
+const READER: &str = "audit";
 /// Bytes read from the log at once.
 const READ_BYTES: usize = 4 << 20;
 /// Seqs whose distinct count is asked for at once: bounds the server's memory.
@@ -246,6 +248,10 @@ impl Auditor {
     async fn audit(&mut self) -> Result<Report, AuditError> {
         let started_ns = self.parts.clock.monotonic_ns();
         // The order matters: what central acknowledged before now must be found in the log that is read after it.
+        for n in 0..self.parts.log.shards() {
+            // Also what other processes of central have committed.
+            self.parts.gateways.stored(&self.parts.log.progress(Shard(n)).await?);
+        }
         let gateways = self.parts.gateways.snapshot();
         let frontier = self.parts.frontier.committed().await.map_err(AuditError::Frontier)?;
         let mut notes = Vec::new();
@@ -272,7 +278,7 @@ impl Auditor {
     /// Counts what the sink has not committed yet, for this audit only.
     async fn scan_tails(&mut self, notes: &mut Vec<String>) -> Result<(), AuditError> {
         for p in 0..self.parts.log.partitions() {
-            let end = self.parts.log.high_watermark(Partition(p));
+            let end = self.parts.log.status(Partition(p)).await?.high;
             self.scan_to(Partition(p), end, notes).await?;
         }
         Ok(())
@@ -286,7 +292,7 @@ impl Auditor {
     ) -> Result<(), AuditError> {
         while self.scan.position(p) < end {
             let from = self.scan.position(p);
-            let records = match self.parts.log.read(p, from, READ_BYTES).await {
+            let records = match self.parts.log.read(READER, p, from, READ_BYTES).await {
                 Ok(records) => records,
                 Err(ReadError::Trimmed { first, .. }) if first > from => {
                     notes.push(format!(

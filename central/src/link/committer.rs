@@ -1,14 +1,15 @@
-//! One partition's order: what is new goes into groups, groups into the log, acknowledgements to the sessions.
+//! One shard's order: what is new goes into groups, groups into the log, acknowledgements to the sessions.
 //!
-//! One task owns the [`Receiver`] of its gateways. A group is committed when its first block has waited for the commit
-//! interval or the group is full; while the log works, sessions wait in a bounded queue.
+//! One task owns the [`Receiver`] of its gateways, from one claim of the shard until it is asked to let go or a commit
+//! is in doubt. A group is committed when its first block has waited for the commit interval or the group is full; while
+//! the log works, sessions wait in a bounded queue.
 
-use super::{LinkConfig, LinkError, LinkParts, gateways::Connection};
+use super::{LinkConfig, LinkParts, gateways::Connection};
 use crate::{
     limits::LOSS_ENTRIES_MAX,
     log::{
-        CommitError, ContentType, Counted, DataRecord, LossEntry, Partition, Progress, ProgressRecord,
-        Quarantined, RecordHeaders,
+        CommitError, ContentType, Counted, DataRecord, LossEntry, Progress, ProgressRecord, Quarantined,
+        RecordHeaders, Shard,
     },
 };
 use ::link::{
@@ -17,11 +18,7 @@ use ::link::{
     server::{Goodbye, Outbound},
 };
 use record::{Counts, GatewayId, StreamName};
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::atomic::Ordering::Relaxed,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -51,48 +48,40 @@ struct Session {
 type Key = (GatewayId, StreamName);
 
 pub(super) struct Committer {
-    partition: Partition,
+    shard: Shard,
     parts: LinkParts,
     interval: Duration,
     bytes_max: usize,
     inputs: mpsc::Receiver<Input>,
     receiver: Receiver,
-    sessions: HashMap<SessionId, Session>,
+    sessions: BTreeMap<SessionId, Session>,
     counted: BTreeMap<Key, Counted>,
     quarantined: BTreeMap<Key, Quarantined>,
     /// When the waiting group is to be committed.
     due: Option<Instant>,
 }
 
+/// Why a committer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It was asked to.
+    Asked,
+    /// A group was not committed for certain: only a new claim tells what is stored.
+    InDoubt(CommitError),
+}
+
 impl Committer {
-    pub(super) async fn open(
-        partition: Partition,
+    /// Begins from what a claim of the shard has found.
+    pub(super) fn new(
+        shard: Shard,
         parts: LinkParts,
         config: &LinkConfig,
         inputs: mpsc::Receiver<Input>,
-    ) -> Result<Self, LinkError> {
-        let mut me = Self {
-            partition,
-            parts,
-            interval: config.commit_interval,
-            bytes_max: config.commit_bytes,
-            inputs,
-            receiver: Receiver::default(),
-            sessions: HashMap::new(),
-            counted: BTreeMap::new(),
-            quarantined: BTreeMap::new(),
-            due: None,
-        };
-        me.load().await?;
-        Ok(me)
-    }
-
-    /// Forgets everything and begins from what is stored.
-    async fn load(&mut self) -> Result<(), LinkError> {
-        let stored = self.parts.log.load_progress(self.partition).await?;
-        self.parts.gateways.stored(&stored);
+        stored: Vec<ProgressRecord>,
+    ) -> Self {
+        parts.gateways.stored(&stored);
         let mut known: BTreeMap<Key, Known> = BTreeMap::new();
-        (self.counted, self.quarantined) = (BTreeMap::new(), BTreeMap::new());
+        let (mut all_counted, mut quarantined) = (BTreeMap::new(), BTreeMap::new());
         for r in stored {
             let key = (r.gateway.clone(), r.stream.clone());
             let entry = known.entry(key.clone()).or_insert_with(|| Known {
@@ -105,32 +94,57 @@ impl Committer {
                 Progress::Head(head) => entry.head = Some(head),
                 Progress::Counted(c) => {
                     entry.loss = Some((c.incarnation, c.losses.last().map_or(0, |l| l.ordinal)));
-                    self.counted.insert(key, c);
+                    all_counted.insert(key, c);
                 }
-                Progress::Quarantined(q) => drop(self.quarantined.insert(key, q)),
+                Progress::Quarantined(q) => drop(quarantined.insert(key, q)),
             }
         }
-        self.receiver = Receiver::new(known.into_values());
-        self.due = None;
-        Ok(())
+        Self {
+            shard,
+            interval: config.commit_interval,
+            bytes_max: config.commit_bytes,
+            inputs,
+            receiver: Receiver::new(known.into_values()),
+            sessions: BTreeMap::new(),
+            counted: all_counted,
+            quarantined,
+            due: None,
+            parts,
+        }
     }
 
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), LinkError> {
+    /// Works until `stop`, or until a commit is in doubt; then every session of the shard has been ended.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Ended {
+        let ended = self.work(&stop).await;
+        let why = match &ended {
+            Ended::Asked => "another process of central takes over".to_owned(),
+            Ended::InDoubt(error) => error.to_string(),
+        };
+        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        for id in ids {
+            self.end(id, Goodbye::Busy(why.clone()));
+        }
+        ended
+    }
+
+    async fn work(&mut self, stop: &CancellationToken) -> Ended {
         loop {
             let full = self.receiver.pending().bytes >= self.bytes_max;
-            tokio::select! {
+            let done = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
-                () = at(self.due) => self.commit().await?,
+                () = stop.cancelled() => return Ended::Asked,
+                () = at(self.due) => self.commit().await,
                 input = self.inputs.recv(), if !full => match input {
-                    Some(input) => self.input(input),
-                    // Every session has ended and no further one can begin: what waits is committed and done.
-                    None => {
-                        self.commit().await?;
-                        stop.cancelled().await;
-                        return Ok(());
+                    Some(input) => {
+                        self.input(input);
+                        Ok(())
                     }
+                    // No session can reach it any more.
+                    None => return Ended::Asked,
                 },
+            };
+            if let Err(error) = done {
+                return self.failed(error);
             }
             let pending = self.receiver.pending();
             if pending.bytes >= self.bytes_max {
@@ -243,7 +257,7 @@ impl Committer {
     }
 
     /// Commits what waits, then acknowledges it.
-    async fn commit(&mut self) -> Result<(), LinkError> {
+    async fn commit(&mut self) -> Result<(), CommitError> {
         self.due = None;
         if self.receiver.pending().is_empty() {
             return Ok(());
@@ -254,29 +268,25 @@ impl Committer {
         let lost_before = self.lost_rows(group.heads.keys());
         let (records, progress) = self.records(group);
         let started = Instant::now();
-        let done = self.parts.log.commit_group(self.partition, records, progress.clone()).await;
+        let done = self.parts.log.commit_group(self.shard, records, progress.clone()).await;
         let metrics = &self.parts.metrics;
         metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
-        match done {
-            Ok(_) => {
-                metrics.commits.inc();
-                metrics.batches.inc_by(batches);
-                metrics.rows.inc_by(rows);
-                metrics.bytes.inc_by(bytes);
-                if batches > 0 {
-                    metrics.last_batch_ns.store(self.parts.clock.wall_ns(), Relaxed);
-                }
-                self.parts.gateways.stored(&progress);
-                let keys = progress.iter().filter(|r| matches!(r.value, Progress::Head(_)));
-                let keys: Vec<Key> = keys.map(|r| (r.gateway.clone(), r.stream.clone())).collect();
-                let lost = self.lost_rows(keys.iter()).saturating_sub(lost_before);
-                self.parts.metrics.lost_rows.inc_by(lost);
-                let outputs = self.receiver.committed();
-                self.outputs(outputs);
-                Ok(())
-            }
-            Err(error) => self.failed(error).await,
+        done?;
+        metrics.commits.inc();
+        metrics.batches.inc_by(batches);
+        metrics.rows.inc_by(rows);
+        metrics.bytes.inc_by(bytes);
+        if batches > 0 {
+            metrics.last_batch_ns.store(self.parts.clock.wall_ns(), Relaxed);
         }
+        self.parts.gateways.stored(&progress);
+        let keys = progress.iter().filter(|r| matches!(r.value, Progress::Head(_)));
+        let keys: Vec<Key> = keys.map(|r| (r.gateway.clone(), r.stream.clone())).collect();
+        let lost = self.lost_rows(keys.iter()).saturating_sub(lost_before);
+        self.parts.metrics.lost_rows.inc_by(lost);
+        let outputs = self.receiver.committed();
+        self.outputs(outputs);
+        Ok(())
     }
 
     fn lost_rows<'a>(&self, keys: impl Iterator<Item = &'a Key>) -> u64 {
@@ -287,21 +297,17 @@ impl Committer {
         keys.map(of).sum()
     }
 
-    /// Nothing is acknowledged; every gateway of the partition comes back and sends again what the log does not have.
-    async fn failed(&mut self, error: CommitError) -> Result<(), LinkError> {
+    /// Nothing is acknowledged; every gateway of the shard comes back and sends again what the log does not have.
+    fn failed(&self, error: CommitError) -> Ended {
         let reason = match &error {
             CommitError::Full { .. } => "full",
-            CommitError::Fenced { .. } => "fenced",
-            CommitError::Unknown { .. } => "unknown",
-            CommitError::Refused { .. } => "refused",
+            CommitError::Fenced => "fenced",
+            CommitError::Unknown(_) => "unknown",
+            CommitError::Refused(_) => "refused",
         };
         self.parts.metrics.commit_failures.with(&[reason]).inc();
-        tracing::error!(partition = %self.partition, %error, "a group was not committed; its gateways will send it again");
-        let ids: Vec<SessionId> = self.sessions.keys().copied().collect();
-        for id in ids {
-            self.end(id, Goodbye::Busy(error.to_string()));
-        }
-        self.load().await
+        tracing::error!(shard = %self.shard, %error, "a group was not committed; its gateways will send it again");
+        Ended::InDoubt(error)
     }
 
     /// A group as the log takes it.

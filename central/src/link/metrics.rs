@@ -1,6 +1,9 @@
 //! What the link role counts.
 
-use crate::log::{Log, Partition};
+use crate::{
+    limits::LOG_STATUS_INTERVAL,
+    log::{Log, Partition},
+};
 use ::link::{message::RefuseCode, server::Refusal};
 use daemon::metrics::{Counter, CounterVec, Gauge, Histogram, Registry, SECONDS};
 use journal::Quota;
@@ -8,6 +11,7 @@ use std::sync::{
     Arc,
     atomic::{AtomicI64, Ordering::Relaxed},
 };
+use tokio_util::sync::CancellationToken;
 
 /// The counters of the link role; cheap to clone.
 #[derive(Clone)]
@@ -23,6 +27,8 @@ pub struct LinkMetrics {
     pub(super) commits: Counter,
     pub(super) commit_failures: CounterVec,
     pub(super) commit_seconds: Histogram,
+    pub(super) claim_failures: Counter,
+    pub(super) redirected: Counter,
     pub(super) last_batch_ns: Arc<AtomicI64>,
 }
 
@@ -78,24 +84,38 @@ impl LinkMetrics {
                 "How long the log took to commit a group.",
                 SECONDS,
             ),
+            claim_failures: registry.counter(
+                "tidegate_link_claim_failures_total",
+                "Attempts to begin with a shard that the log did not answer.",
+            ),
+            redirected: registry.counter(
+                "tidegate_link_redirects_total",
+                "Gateways that were sent to the process that owns their shard.",
+            ),
             last_batch_ns,
         }
     }
 }
 
-/// Registers size and extent of the log, asked at each scrape.
-pub fn log_metrics(registry: &Registry, log: &Arc<dyn Log>) {
+/// Registers the extent of the log and keeps it up to date until `stop`.
+pub async fn watch_log(registry: &Registry, log: Arc<dyn Log>, stop: CancellationToken) {
     let high = registry.gauge_vec(
         "tidegate_log_end_offset",
         "One past the newest record of a partition of the log.",
         &["partition"],
     );
-    let log = log.clone();
-    registry.on_scrape(move || {
+    loop {
         for n in 0..log.partitions() {
-            high.with(&[&n.to_string()]).set(log.high_watermark(Partition(n)).0 as f64);
+            // A log that does not answer is told where it is written and read; the gauge stays.
+            if let Ok(status) = log.status(Partition(n)).await {
+                high.with(&[&n.to_string()]).set(status.high.0 as f64);
+            }
         }
-    });
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOG_STATUS_INTERVAL) => {}
+        }
+    }
 }
 
 /// Registers what the log takes of its quota.

@@ -1,11 +1,13 @@
 //! The link role: gateways knock here, their blocks go into the log, and they are acknowledged when they stand there.
 //!
 //! In data order: [`session`] (one per gateway: who is it, may its schemas be, is a block what it says) → [`committer`]
-//! (one per partition: order, repeats, gaps; groups; commit; acknowledge). [`gateways`] is what both let the API see.
+//! (one per shard that this process owns, started by [`owner`]: order, repeats, gaps; groups; commit; acknowledge).
+//! [`gateways`] is what both let the API see.
 //!
 //! Invariants:
 //! - a block is acknowledged only after the log has it durably, together with the head of its chain;
-//! - after a commit whose outcome is unknown everything is forgotten and read again from the log;
+//! - after a commit whose outcome is unknown everything is forgotten and the shard is claimed again;
+//! - a gateway whose shard another process owns is sent there, or asked to come back when that is not known;
 //! - a gateway speaks only for itself: its certificate's name is its id;
 //! - what waits to be committed is bounded; a full log makes gateways wait, it loses nothing.
 
@@ -13,16 +15,14 @@ mod committer;
 pub mod gate;
 pub mod gateways;
 mod metrics;
+mod owner;
 mod session;
 
 pub use gate::{SchemaGate, SchemaRefusal, Unchecked};
 pub use gateways::{Connection, GatewayState, Gateways, StreamState};
-pub use metrics::{LinkMetrics, log_metrics, log_size_metrics};
+pub use metrics::{LinkMetrics, log_size_metrics, watch_log};
 
-use crate::{
-    limits::COMMITTER_INPUTS,
-    log::{Log, Partition, ReadError},
-};
+use crate::log::{ClaimError, Log};
 use ::link::{
     server::{ServerConfigLimits, ServerError, serve},
     tls::{RevokedSerials, TlsError, TlsFiles},
@@ -30,7 +30,7 @@ use ::link::{
 use record::clock::Clock;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// How the link role runs.
@@ -80,9 +80,9 @@ pub enum LinkError {
     /// The sockets.
     #[error(transparent)]
     Server(#[from] ServerError),
-    /// The log can no longer be read; a restart recovers it.
-    #[error("the log gives no progress: {0}")]
-    Log(#[from] ReadError),
+    /// The log can no longer be used; a restart recovers it.
+    #[error(transparent)]
+    Log(#[from] ClaimError),
     /// A part of the role ended although nobody asked it to.
     #[error("the link's {0} ended")]
     Ended(&'static str),
@@ -100,31 +100,22 @@ pub async fn run(
     parts: LinkParts,
     stop: CancellationToken,
 ) -> Result<(), LinkError> {
-    let mut committers = JoinSet::new();
-    let mut inputs = Vec::new();
     // Committers outlive the sessions that feed them.
     let committing = CancellationToken::new();
-    for n in 0..parts.log.partitions() {
-        let (tx, rx) = mpsc::channel(COMMITTER_INPUTS);
-        inputs.push(tx);
-        let committer = committer::Committer::open(Partition(n), parts.clone(), &config, rx).await?;
-        committers.spawn(committer.run(committing.clone()));
-    }
+    let _ends_with_this = committing.clone().drop_guard();
+    let routes = owner::Routes::default();
+    let owning = owner::own_shards(parts.clone(), config.clone(), routes.clone(), committing.clone());
     let revoked = config.tls.revoked.as_deref().map(RevokedSerials::load).transpose()?;
-    let handler = Arc::new(session::Sessions::new(parts, inputs, revoked));
+    let handler = Arc::new(session::Sessions::new(parts, routes, revoked));
     let serving = stop.child_token();
     let server = serve(listener, &config.tls, config.limits.clone(), handler, serving.clone());
     tokio::pin!(server);
     let ended = tokio::select! {
         served = &mut server => return served.map_err(LinkError::from),
-        Some(ended) = committers.join_next() => match ended {
-            Ok(Err(e)) => e,
-            Ok(Ok(())) | Err(_) => LinkError::Ended("committer"),
-        },
+        ended = owning => ended.err().unwrap_or(LinkError::Ended("owner of shards")),
     };
-    // Nothing can be stored in one partition: end the sessions and let the process be started again.
+    // Nothing can be stored any more: end the sessions and let the process be started again.
     serving.cancel();
-    committing.cancel();
     server.await?;
     Err(ended)
 }

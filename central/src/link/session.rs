@@ -6,21 +6,22 @@ use super::{
     committer::Input,
     gate::{SchemaGate, SchemaRefusal},
     gateways::Connection,
+    owner::Routes,
 };
 use crate::{
     limits::{HELLO_TIMEOUT, REVOCATION_CHECK_INTERVAL, SCHEMAS_PER_SESSION_MAX},
-    log::partition_of,
+    log::{Shard, shard_of},
 };
 use ::link::{
     limits::PROTOCOL,
-    message::{Batch, Hello, Refuse, RefuseCode, ToCentral},
+    message::{Batch, Hello, Refuse, RefuseCode, ToCentral, ToGateway},
     receive::SessionId,
     server::{Goodbye, Handler, Inbound, InboundError, Outbound, Peer, Refusal},
     tls::RevokedSerials,
 };
-use record::{Seq, StreamName, StreamSchema, block};
+use record::{GatewayId, Seq, StreamName, StreamSchema, block};
 use std::{
-    collections::HashSet,
+    collections::BTreeSet,
     net::SocketAddr,
     sync::{
         Arc,
@@ -33,18 +34,14 @@ use tokio_util::sync::CancellationToken;
 /// All sessions.
 pub(super) struct Sessions {
     parts: LinkParts,
-    committers: Vec<mpsc::Sender<Input>>,
+    routes: Routes,
     revoked: Option<RevokedSerials>,
     next: AtomicU64,
 }
 
 impl Sessions {
-    pub(super) fn new(
-        parts: LinkParts,
-        committers: Vec<mpsc::Sender<Input>>,
-        revoked: Option<RevokedSerials>,
-    ) -> Self {
-        Self { parts, committers, revoked, next: AtomicU64::new(1) }
+    pub(super) fn new(parts: LinkParts, routes: Routes, revoked: Option<RevokedSerials>) -> Self {
+        Self { parts, routes, revoked, next: AtomicU64::new(1) }
     }
 
     /// The first message, checked: who is it, and is it who it says? None for a caller that left without a word, as a
@@ -88,12 +85,15 @@ impl Sessions {
             }
         };
         let gateway = hello.gateway.clone();
+        let shard = shard_of(&gateway, self.parts.log.shards());
+        let Some(committer) = self.routes.to(shard) else {
+            return self.elsewhere(&gateway, shard, &outbound);
+        };
         let mut session = Session {
             id: SessionId(self.next.fetch_add(1, Relaxed)),
             gate: self.parts.gate.clone(),
-            known: HashSet::new(),
-            committer: self.committers[partition_of(&gateway, self.parts.log.partitions()).0 as usize]
-                .clone(),
+            known: BTreeSet::new(),
+            committer: committer.clone(),
         };
         let mut refused = Vec::new();
         for s in &hello.streams {
@@ -121,7 +121,7 @@ impl Sessions {
             connection,
         };
         if session.committer.send(input).await.is_err() {
-            return outbound.goodbye(Goodbye::Stopping);
+            return outbound.goodbye(Goodbye::Busy("the gateway's shard moves".into()));
         }
         tracing::info!(%gateway, address = %peer.address, "gateway connected");
         let why = tokio::select! {
@@ -130,6 +130,11 @@ impl Sessions {
                 "central is stopping".to_owned()
             }
             () = closed.cancelled() => "central closed the session".to_owned(),
+            // It ended with a Hello of ours unread.
+            () = committer.closed() => {
+                outbound.goodbye(Goodbye::Busy("the gateway's shard moves".into()));
+                "its shard is not committed here any more".to_owned()
+            }
             () = self.until_revoked(&peer) => {
                 self.refused(peer.address, Refusal::Revoked, &format!("the certificate of {gateway} was revoked"));
                 outbound.goodbye(Goodbye::Protocol("the certificate was revoked".into()));
@@ -148,6 +153,19 @@ impl Sessions {
         tracing::info!(%gateway, address = %peer.address, reason = why, "gateway disconnected");
         // When the committer is gone, central is stopping and nobody asks for the state of the session.
         let _ = session.committer.send(Input::Gone(id)).await;
+    }
+
+    /// The gateway's shard is not committed here: says where it is, when that is known.
+    fn elsewhere(&self, gateway: &GatewayId, shard: Shard, outbound: &Outbound) {
+        match self.parts.log.owner(shard) {
+            Some(owner) => {
+                self.parts.metrics.redirected.inc();
+                tracing::debug!(%gateway, owner, "a gateway is sent to the owner of its shard");
+                // A gateway that does not read even this comes back.
+                let _ = outbound.send(ToGateway::WrongNode { owner });
+            }
+            None => outbound.clone().goodbye(Goodbye::Busy("the gateway's shard has no owner yet".into())),
+        }
     }
 
     async fn until_revoked(&self, peer: &Peer) {
@@ -184,7 +202,7 @@ struct Session {
     id: SessionId,
     gate: Arc<dyn SchemaGate>,
     /// Schemas that were let in, by stream and fingerprint.
-    known: HashSet<(StreamName, u64)>,
+    known: BTreeSet<(StreamName, u64)>,
     committer: mpsc::Sender<Input>,
 }
 

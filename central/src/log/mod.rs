@@ -1,21 +1,27 @@
 //! The log between `link` and `sink`: what a gateway was acknowledged for stands here until ClickHouse has it.
 //!
-//! A log has partitions; a gateway belongs to one of them ([`partition_of`]). A record is one block of one stream. The
-//! link role commits records **and** the progress of their streams in one atomic step; the sink role reads records by
-//! offset and commits its own position together with a line of metadata (its intent). The one implementation of
-//! [`Log`] is [`embedded`], made of the same segment log as the gateway's buffer; Kafka fits behind the trait, but is not there.
+//! A log has partitions, which hold records, and shards, which hold progress; a gateway belongs to one of each
+//! ([`partition_of`], [`shard_of`]), and the larger number is a multiple of the smaller, so that a shard writes to few
+//! partitions. A record is one block of one stream. The link role owns shards: it commits records **and** the progress
+//! of their streams in one atomic step. The sink role owns partitions: it reads records by offset and commits its own
+//! position together with a line of metadata (its intent). What this process owns may change at any time where the log
+//! is shared by several processes: [`Owned`] says what, [`Lease`] tells one time of owning from the next.
+//!
+//! [`embedded`] is made of the same segment log as the gateway's buffer and belongs to one process, which owns all of it.
 //!
 //! Invariants:
 //! - after `commit_group` returned `Ok`, records and progress survive a power cut; after an error the caller knows
-//!   nothing and reads the progress again: what is stored is the truth;
+//!   nothing and claims the shard again: what is stored is the truth;
+//! - a group of an owner whose shard was claimed by another one since is never committed;
 //! - readers see committed records only, in offset order; offsets grow, with gaps;
-//! - `commit_offset` returns only after the offset and its metadata are durable;
-//! - nothing that a registered group has not committed is ever removed.
+//! - `commit_offset` returns only after the offset and its metadata are durable, and refuses a lease that has ended;
+//! - nothing that a registered group has not committed is removed before its time.
 //!
 //! It never opens a block and never judges a sequence: that is the link's and the sink's work.
 
 mod codec;
 pub mod embedded;
+pub mod kafka;
 mod progress;
 
 pub use progress::{
@@ -25,7 +31,7 @@ pub use progress::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use record::{Digest, GatewayId, Incarnation, Seq, StreamName};
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -38,6 +44,23 @@ impl fmt::Display for Partition {
         self.0.fmt(f)
     }
 }
+
+/// Which part of the progress; counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shard(pub u32);
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One time of owning a partition: another one begins whenever it was owned by somebody else meanwhile, or may have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lease(pub u64);
+
+/// What this process owns, each with the lease under which it does.
+pub type Owned<T> = watch::Receiver<BTreeMap<T, Lease>>;
 
 /// The position of a record in its partition; grows, not always by one. A committed offset is that of the next record
 /// to take.
@@ -140,41 +163,48 @@ pub struct PartitionStatus {
     pub bytes: u64,
 }
 
-/// Why a group, an offset or a progress was not committed, as far as known.
+/// Why a group or an offset was not committed, as far as known. Messages name the place.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum CommitError {
-    /// Another owner took the partition; this one can commit nothing any more.
-    #[error("partition {partition} is owned by someone newer")]
-    Fenced {
-        /// The partition.
-        partition: Partition,
-    },
+    /// Another owner took it; this one can commit nothing any more.
+    #[error("it is owned by someone newer")]
+    Fenced,
     /// The log has reached its quota; nothing was written and a later attempt may succeed.
-    #[error(
-        "partition {partition} is full: {used} of {quota} bytes are used and the slowest group has not moved on"
-    )]
+    #[error("the log is full: {used} of {quota} bytes are used and the slowest group has not moved on")]
     Full {
-        /// The partition.
-        partition: Partition,
         /// Bytes in use.
         used: u64,
         /// Bytes allowed.
         quota: u64,
     },
-    /// It may or may not have been committed: read the progress again.
-    #[error("the outcome of a commit to partition {partition} is unknown: {reason}")]
-    Unknown {
-        /// The partition.
-        partition: Partition,
+    /// It may or may not have been committed: claim the shard again, or read the committed offset again.
+    #[error("the outcome of a commit is unknown: {0}")]
+    Unknown(String),
+    /// The request breaks a limit; nothing was written and no later attempt will succeed.
+    #[error("the log refuses a commit: {0}")]
+    Refused(String),
+}
+
+/// Why a shard was not claimed.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum ClaimError {
+    /// It is not this process' any more.
+    #[error("shard {0} is owned by another process")]
+    NotOwner(Shard),
+    /// The log did not answer, or not in time; a later attempt may succeed.
+    #[error("shard {shard} cannot be claimed: {reason}")]
+    Unavailable {
+        /// The shard.
+        shard: Shard,
         /// What happened.
         reason: String,
     },
-    /// The request breaks a limit; nothing was written and no later attempt will succeed.
-    #[error("partition {partition}: {reason}")]
-    Refused {
-        /// The partition.
-        partition: Partition,
-        /// Which limit.
+    /// This process can no longer use the log; a start anew recovers it.
+    #[error("shard {shard} gives no progress: {reason}")]
+    Failed {
+        /// The shard.
+        shard: Shard,
+        /// What happened.
         reason: String,
     },
 }
@@ -215,57 +245,97 @@ pub trait Log: Send + Sync + 'static {
     /// How many partitions there are; never changes in a log's life.
     fn partitions(&self) -> u32;
 
-    /// Commits records and progress in one atomic step and returns the new high watermark. One caller a partition.
+    /// How many shards there are; never changes in a log's life.
+    fn shards(&self) -> u32;
+
+    /// The shards that the link role of this process owns.
+    fn shards_owned(&self) -> Owned<Shard>;
+
+    /// The partitions that this process owns in a group.
+    fn partitions_owned(&self, group: &str) -> Owned<Partition>;
+
+    /// Where gateways find the owner of a shard, a URL, when that is another process and known.
+    fn owner(&self, shard: Shard) -> Option<String>;
+
+    /// Begins to own a shard: whoever did before can commit nothing any more, and what it committed is read. One record
+    /// a key.
+    async fn claim(&self, shard: Shard) -> Result<Vec<ProgressRecord>, ClaimError>;
+
+    /// Commits records and progress in one atomic step. One caller a shard, which has claimed it; the gateways of all
+    /// records and of all progress belong to the shard.
     async fn commit_group(
         &self,
-        partition: Partition,
+        shard: Shard,
         records: Vec<DataRecord>,
         progress: Vec<ProgressRecord>,
-    ) -> Result<Offset, CommitError>;
+    ) -> Result<(), CommitError>;
 
-    /// The committed progress of every gateway and stream of a partition, one record a key.
-    async fn load_progress(&self, partition: Partition) -> Result<Vec<ProgressRecord>, ReadError>;
+    /// The committed progress of every gateway and stream of a shard, whoever owns it: all that was committed before the
+    /// call. One record a key.
+    async fn progress(&self, shard: Shard) -> Result<Vec<ProgressRecord>, ReadError>;
 
-    /// Committed records from an offset on: at least one where there is one, then as many as fit in `bytes_max`. Empty at the tail.
+    /// Committed records from an offset on: at least one where there is one, then as many as fit in `bytes_max`. Empty at
+    /// the tail. `reader` names who reads: each of them goes through a partition in order, mostly.
     async fn read(
         &self,
+        reader: &str,
         partition: Partition,
         from: Offset,
         bytes_max: usize,
     ) -> Result<Vec<StoredRecord>, ReadError>;
 
-    /// The high watermark, and word of each move of it.
-    fn tail_moved(&self, partition: Partition) -> watch::Receiver<Offset>;
-
-    /// One past the newest committed record.
-    fn high_watermark(&self, partition: Partition) -> Offset {
-        *self.tail_moved(partition).borrow()
-    }
+    /// Where the records of a partition end as far as a reader may see them, and word of each move.
+    fn tail_moved(&self, reader: &str, partition: Partition) -> watch::Receiver<Offset>;
 
     /// Where a group stands; `None` when it never committed.
     async fn committed(&self, group: &str, partition: Partition) -> Result<Option<Committed>, ReadError>;
 
-    /// Stores where a group stands; durable when it returns.
+    /// Stores where a group stands; durable when it returns. The lease is the one under which the partition is owned.
     async fn commit_offset(
         &self,
         group: &str,
         partition: Partition,
+        lease: Lease,
         offset: Offset,
         metadata: &str,
     ) -> Result<(), CommitError>;
 
-    /// Size and extent of a partition.
+    /// Keeps a record that cannot be used, with the reason, where people look for such; kept once although it may be said
+    /// again. Durable when it returns.
+    async fn quarantine(
+        &self,
+        partition: Partition,
+        record: &StoredRecord,
+        reason: &str,
+    ) -> Result<(), CommitError>;
+
+    /// Size and extent of a partition, as of now.
     async fn status(&self, partition: Partition) -> Result<PartitionStatus, ReadError>;
+
+    /// Lets go of everything that this process owns, so that others need not wait until it is missed.
+    async fn close(&self);
 }
 
-/// The partition of a gateway: all its streams are in one, so that a commit of a gateway touches one partition. The
-/// first eight bytes of the SHA-256 of its id, little-endian, modulo the number of partitions.
-pub fn partition_of(gateway: &GatewayId, partitions: u32) -> Partition {
+/// The first eight bytes of the SHA-256 of a gateway's id, little-endian.
+fn spread(gateway: &GatewayId) -> u64 {
     let digest = Digest::of(gateway.as_str().as_bytes());
     let mut first = [0; 8];
     first.copy_from_slice(&digest.0[..8]);
-    let index = u64::from_le_bytes(first) % u64::from(partitions.max(1));
-    Partition(u32::try_from(index).unwrap_or_default())
+    u64::from_le_bytes(first)
+}
+
+fn place(gateway: &GatewayId, among: u32) -> u32 {
+    u32::try_from(spread(gateway) % u64::from(among.max(1))).unwrap_or_default()
+}
+
+/// The partition of a gateway: all its streams are in one. The hash modulo the number of partitions.
+pub fn partition_of(gateway: &GatewayId, partitions: u32) -> Partition {
+    Partition(place(gateway, partitions))
+}
+
+/// The shard of a gateway, likewise.
+pub fn shard_of(gateway: &GatewayId, shards: u32) -> Shard {
+    Shard(place(gateway, shards))
 }
 
 #[cfg(test)]
@@ -282,5 +352,14 @@ mod tests {
             per[p.0 as usize] += 1;
         }
         assert!(per.iter().all(|n| (60..=140).contains(n)), "{per:?}");
+    }
+
+    #[test]
+    fn a_shard_writes_to_few_partitions() {
+        for i in 0..400 {
+            let id = GatewayId::new(&format!("plant-{i}")).expect("valid");
+            assert_eq!(partition_of(&id, 16).0 % 4, shard_of(&id, 4).0);
+            assert_eq!(shard_of(&id, 16).0 % 4, partition_of(&id, 4).0);
+        }
     }
 }

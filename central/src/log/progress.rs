@@ -30,6 +30,17 @@ pub struct ProgressKey {
     pub kind: ProgressKind,
 }
 
+impl ProgressKey {
+    /// As bytes, of which each key has its own: kind, gateway, stream.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::default();
+        w.u8(self.kind as u8);
+        w.text(self.gateway.as_str());
+        w.text(self.stream.as_str());
+        w.0
+    }
+}
+
 /// A loss that the gateway declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LossEntry {

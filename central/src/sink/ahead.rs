@@ -9,7 +9,10 @@ use super::{
     block::{self, Opened},
     core::Item,
 };
-use crate::log::{Log, Offset, Partition, StoredRecord};
+use crate::{
+    SINK_GROUP,
+    log::{Log, Offset, Partition, StoredRecord},
+};
 use std::collections::BTreeMap;
 
 /// Records by offset, as far as they are read.
@@ -86,7 +89,7 @@ impl Hands {
         };
         let here = rows(&mut self.records.range(after..).map(|(_, r)| r));
         if here < rows_max && self.ahead.as_ref().is_none_or(|(at, _)| *at != next) {
-            let read = log.read(partition, next, bytes_max).await.unwrap_or_default();
+            let read = log.read(SINK_GROUP, partition, next, bytes_max).await.unwrap_or_default();
             self.ahead = (!read.is_empty()).then_some((next, read));
         }
         let ahead = self.ahead.iter().flat_map(|(_, read)| read);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     SINK_GROUP,
-    log::{Log, Offset, Partition, StoredRecord},
+    log::{Committed, Lease, Log, Offset, Partition, StoredRecord},
 };
 use record::{StreamName, clock::Clock};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -63,11 +63,13 @@ pub struct LaneStatus {
 
 pub(super) struct LaneDriver {
     pub(super) partition: Partition,
+    /// Under which the partition is this process'.
+    pub(super) lease: Lease,
     pub(super) log: Arc<dyn Log>,
     pub(super) store: Store,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) metrics: SinkMetrics,
-    pub(super) status: watch::Sender<LaneStatus>,
+    pub(super) status: Arc<watch::Sender<LaneStatus>>,
     pub(super) options: SinkOptions,
 }
 
@@ -78,12 +80,15 @@ impl LaneDriver {
             () = token.cancelled() => {}
             () = self.work() => {}
         }
+        // Where it stands is for the next owner to tell.
+        self.status.send_replace(LaneStatus::default());
+        self.metrics.forget(self.partition);
     }
 
-    async fn work(self) {
+    async fn work(&self) {
         let mut lane = Lane::new(self.log.id(), self.options.pace());
         let mut hands = Hands::default();
-        let mut tail = self.log.tail_moved(self.partition);
+        let mut tail = self.log.tail_moved(SINK_GROUP, self.partition);
         loop {
             let high = *tail.borrow_and_update();
             match lane.step(self.clock.monotonic_ns(), high) {
@@ -106,7 +111,7 @@ impl LaneDriver {
             Step::Read(from) => {
                 let read = match hands.take_ahead(from) {
                     Some(read) => Ok(read),
-                    None => self.log.read(self.partition, from, self.options.bytes_max).await,
+                    None => self.log.read(SINK_GROUP, self.partition, from, self.options.bytes_max).await,
                 };
                 let answer = read.map(|r| hands.keep(r)).map_err(|e| e.to_string());
                 lane.on_read(now(), answer);
@@ -116,7 +121,8 @@ impl LaneDriver {
                 lane.on_range(now(), answer);
             }
             Step::Commit(offset, metadata) => {
-                let commit = self.log.commit_offset(SINK_GROUP, self.partition, offset, &metadata).await;
+                let (partition, lease) = (self.partition, self.lease);
+                let commit = self.log.commit_offset(SINK_GROUP, partition, lease, offset, &metadata).await;
                 lane.on_commit(now(), commit.map_err(|e| e.to_string()));
             }
             Step::Insert(intent, offsets) => {
@@ -137,7 +143,7 @@ impl LaneDriver {
         }
     }
 
-    async fn start(&self) -> Result<(Option<crate::log::Committed>, Option<Offset>), String> {
+    async fn start(&self) -> Result<(Option<Committed>, Option<Offset>), String> {
         let max = self.store.max_offset(self.partition).await.map_err(|e| e.to_string())?;
         let committed = self.log.committed(SINK_GROUP, self.partition).await.map_err(|e| e.to_string())?;
         Ok((committed, max))
@@ -147,7 +153,7 @@ impl LaneDriver {
         let mut all: Vec<StoredRecord> = Vec::new();
         let mut next = from;
         while next < to {
-            let read = self.log.read(self.partition, next, self.options.bytes_max).await;
+            let read = self.log.read(SINK_GROUP, self.partition, next, self.options.bytes_max).await;
             let read = read.map_err(|e| e.to_string())?;
             let Some(last) = read.last() else { break };
             next = last.offset.next();

@@ -1,5 +1,6 @@
 //! What the sink counts.
 
+use crate::log::Partition;
 use daemon::metrics::{Counter, CounterVec, Gauge, GaugeVec, Histogram, Registry, SECONDS};
 
 /// Shared by all lanes.
@@ -81,5 +82,12 @@ impl SinkMetrics {
                 "When rows were last stored, in seconds since the epoch.",
             ),
         }
+    }
+
+    /// Takes back what is said of a partition that this process no longer has.
+    pub(super) fn forget(&self, partition: Partition) {
+        let partition = partition.to_string();
+        self.lag.remove(&[&partition]);
+        self.halted.remove(&[&partition]);
     }
 }

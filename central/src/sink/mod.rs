@@ -1,6 +1,6 @@
 //! The sink: writes the log's records into ClickHouse's tables, each row once.
 //!
-//! One lane per partition. What a lane does next is decided by [`core`], which does no I/O; `lane` carries it out,
+//! One lane per partition that this process owns ([`owner`]). What a lane does next is decided by [`core`], which does no I/O; `lane` carries it out,
 //! [`block`] makes one Arrow block per table from the records' blocks, [`store`] sends it.
 //!
 //! Invariants: see [`core`]; besides, a lane holds no more than one range and two reads of records, the second made ahead
@@ -16,6 +16,7 @@ pub mod intent;
 mod lane;
 pub mod limits;
 pub mod metrics;
+mod owner;
 pub mod store;
 
 pub use lane::{LaneStatus, SinkOptions};
@@ -29,10 +30,8 @@ use crate::{
 };
 use async_trait::async_trait;
 use daemon::tasks::Tasks;
-use lane::LaneDriver;
 use record::clock::Clock;
 use std::{fmt, sync::Arc};
-use store::Store;
 use tokio::sync::watch;
 
 /// What the sink needs.
@@ -63,28 +62,13 @@ impl fmt::Debug for SinkHandle {
     }
 }
 
-/// Starts one lane per partition in the daemon's set of tasks.
+/// Starts the lanes in the daemon's set of tasks.
 pub fn start(parts: Parts, tasks: &mut Tasks) -> SinkHandle {
-    let store = Store::new(parts.clickhouse, parts.tables, parts.metrics.clone());
-    let mut lanes = Vec::new();
-    for n in 0..parts.log.partitions() {
-        let (status, seen) = watch::channel(LaneStatus::default());
-        lanes.push(seen);
-        let driver = LaneDriver {
-            partition: Partition(n),
-            log: parts.log.clone(),
-            store: store.clone(),
-            clock: parts.clock.clone(),
-            metrics: parts.metrics.clone(),
-            status,
-            options: parts.options,
-        };
-        let token = tasks.token();
-        tasks.spawn(format!("sink-{n}"), async move {
-            driver.run(token).await;
-            Ok(())
-        });
-    }
+    let partitions = 0..parts.log.partitions();
+    let told: Vec<_> = partitions.map(|_| Arc::new(watch::Sender::new(LaneStatus::default()))).collect();
+    let lanes = told.iter().map(|t| t.subscribe()).collect();
+    let token = tasks.token();
+    tasks.spawn("sink", async move { Ok(owner::own_partitions(parts, told, token).await?) });
     SinkHandle { lanes: Arc::new(lanes) }
 }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     clickhouse::{ClickHouse, ClickhouseError, QUARANTINE, TableError, Tables, quoted},
-    log::{Offset, Partition, StoredRecord},
+    log::{Log, Offset, Partition, StoredRecord},
 };
 use bytes::Bytes;
 use record::StreamName;
@@ -29,13 +29,14 @@ type Refused = (StoredRecord, String);
 pub struct Store {
     clickhouse: ClickHouse,
     tables: Arc<Tables>,
+    log: Arc<dyn Log>,
     metrics: SinkMetrics,
 }
 
 impl Store {
-    /// Inserts into this server.
-    pub fn new(clickhouse: ClickHouse, tables: Arc<Tables>, metrics: SinkMetrics) -> Self {
-        Self { clickhouse, tables, metrics }
+    /// Inserts into this server; what cannot be rows is told to the log, too.
+    pub fn new(clickhouse: ClickHouse, tables: Arc<Tables>, log: Arc<dyn Log>, metrics: SinkMetrics) -> Self {
+        Self { clickhouse, tables, log, metrics }
     }
 
     /// Whether there is a server at the moment.
@@ -185,6 +186,8 @@ impl Store {
                 "a block is quarantined: its rows are not in their table"
             );
             self.metrics.quarantined.inc();
+            let kept = self.log.quarantine(partition, record, reason).await;
+            kept.map_err(|e| ClickhouseError::Unexpected(format!("the log's quarantine: {e}")))?;
             row_binary(&mut body, partition, record, reason);
         }
         let into = format!(

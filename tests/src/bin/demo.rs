@@ -1,10 +1,11 @@
-//! `cargo xtask demo [--json] [--keep]`: the main job on real data. Exits 1 when an event was lost, doubled or is not
+//! `cargo xtask demo [--kafka] [--json] [--keep]`: the main job on real data. Exits 1 when an event was lost, doubled or is not
 //! accounted for.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate_tests::demo::{self, Settings};
+use tidegate_tests::kafka::Kafka;
 
 /// The main job on real data, with crashes in the middle.
 #[derive(Debug, Parser)]
@@ -15,6 +16,9 @@ struct Args {
     /// Leave everything running until Ctrl-C
     #[arg(long)]
     keep: bool,
+    /// Central's log in a real Apache Kafka, which is started beside it
+    #[arg(long)]
+    kafka: bool,
     /// Readings per machine
     #[arg(long, default_value_t = usize::MAX)]
     readings: usize,
@@ -29,7 +33,13 @@ async fn main() -> ExitCode {
     // A signal ends the wait here, so that the installation is taken down like at any other end.
     let stopped = stop();
     let work = async {
-        let (report, plant) = demo::run(Settings { readings: args.readings, kills: !args.gentle }).await?;
+        let kafka = match args.kafka {
+            true => Some(Kafka::start(&[]).await?),
+            false => None,
+        };
+        let log = kafka.as_ref().map(Kafka::central_log).unwrap_or_default();
+        let settings = Settings { readings: args.readings, kills: !args.gentle };
+        let (report, plant) = demo::run(settings, &log).await?;
         if args.json {
             eprintln!("{report}");
             println!("{}", report.json());
@@ -41,6 +51,7 @@ async fn main() -> ExitCode {
             std::future::pending::<()>().await;
         }
         drop(plant);
+        drop(kafka);
         anyhow::Ok(report.holds())
     };
     tokio::select! {

@@ -9,6 +9,7 @@ use journal::disk::sim::SimDisk;
 use record::clock::{Random, SeededRandom};
 
 const P: [Partition; 2] = [Partition(0), Partition(1)];
+const S: [Shard; 2] = [Shard(0), Shard(1)];
 const DIR: &str = "/central/log";
 
 /// What one partition holds for certain, and the one action whose outcome is open.
@@ -90,8 +91,8 @@ impl Run {
     /// What is there must be what was committed, and of an open action all or nothing.
     async fn settle(&mut self, i: usize) {
         let seed = self.seed;
-        let progress = self.log().load_progress(P[i]).await.expect("readable");
-        let high = self.log().high_watermark(P[i]).0;
+        let progress = self.log().progress(S[i]).await.expect("readable");
+        let high = self.log().status(P[i]).await.expect("readable").high.0;
         let mut model = self.models[i].clone();
         if let Some((records, to)) = model.open_group.take()
             && high == model.records + records
@@ -119,7 +120,7 @@ impl Run {
         assert!(low <= committed, "seed {}: {low} deleted, {committed} committed", self.seed);
         let (mut at, max) = (low, 1 + self.roll(3_000) as usize);
         loop {
-            let records = self.log().read(P[i], Offset(at), max).await.expect("readable");
+            let records = self.log().read("t", P[i], Offset(at), max).await.expect("readable");
             if records.is_empty() {
                 break;
             }
@@ -137,10 +138,11 @@ impl Run {
         let count = self.roll(5);
         let records = (0..count).map(|n| data(from + n + 1, 1 + self.roll(900) as usize)).collect();
         let to = self.models[i].progress.unwrap_or(0) + count + 1;
-        match self.log().commit_group(P[i], records, vec![head(to)]).await {
-            Ok(high) => {
-                assert_eq!(high.0, from + count, "seed {}", self.seed);
-                (self.models[i].records, self.models[i].progress) = (high.0, Some(to));
+        match self.log().commit_group(S[i], records, vec![head(to)]).await {
+            Ok(()) => {
+                let high = self.log().status(P[i]).await.expect("readable").high.0;
+                assert_eq!(high, from + count, "seed {}", self.seed);
+                (self.models[i].records, self.models[i].progress) = (high, Some(to));
             }
             Err(_) => {
                 self.models[i].open_group = Some((count, to));
@@ -153,7 +155,7 @@ impl Run {
         let from = self.models[i].offset.as_ref().map_or(0, |(o, _)| *o);
         let to = from + self.roll(self.models[i].records - from + 1);
         let metadata = format!("v1 {to}");
-        match self.log().commit_offset("sink", P[i], Offset(to), &metadata).await {
+        match self.log().commit_offset("sink", P[i], LEASE, Offset(to), &metadata).await {
             Ok(()) => self.models[i].offset = Some((to, metadata)),
             Err(_) => {
                 self.models[i].open_offset = Some((to, metadata));

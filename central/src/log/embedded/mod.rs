@@ -10,6 +10,8 @@
 //! stands a checkpoint: the next offset and the newest progress of every key, so opening reads one segment. Offsets count
 //! records, from 0, without gaps.
 //!
+//! A shard is the partition of the same number. The one process that has the folder owns all of them, always.
+//!
 //! Invariants: see [`super::Log`]; besides, a segment is deleted only when every registered group has committed past it
 //! and more than the configured bytes are kept.
 //!
@@ -20,8 +22,8 @@ mod offsets;
 mod partition;
 
 use super::{
-    CommitError, Committed, DataRecord, Log, Offset, Partition, PartitionStatus, ProgressRecord, ReadError,
-    StoredRecord,
+    ClaimError, CommitError, Committed, DataRecord, Lease, Log, Offset, Owned, Partition, PartitionStatus,
+    ProgressRecord, ReadError, Shard, StoredRecord,
 };
 use crate::limits::{GROUP_FRAME_BYTES_MAX, GROUP_NAME_BYTES_MAX};
 use async_trait::async_trait;
@@ -171,8 +173,11 @@ impl<D: Disk> Embedded<D> {
     }
 
     fn writable(&self, partition: Partition) -> Result<&Arc<Part<D>>, CommitError> {
-        let reason = || "there is no such partition".to_owned();
-        self.part(partition).ok_or_else(|| CommitError::Refused { partition, reason: reason() })
+        self.part(partition).ok_or_else(|| CommitError::Refused(format!("there is no partition {partition}")))
+    }
+
+    fn count(&self) -> u32 {
+        u32::try_from(self.parts.len()).unwrap_or(u32::MAX)
     }
 }
 
@@ -223,6 +228,14 @@ fn identity<D: Disk>(
     }
 }
 
+/// The one time of owning: as long as the process lives.
+const LEASE: Lease = Lease(1);
+
+/// A value that never changes.
+fn constant<T>(value: T) -> watch::Receiver<T> {
+    watch::channel(value).1
+}
+
 /// Runs what may wait for the disk on a thread that may.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
@@ -235,27 +248,49 @@ impl<D: Disk> Log for Embedded<D> {
     }
 
     fn partitions(&self) -> u32 {
-        u32::try_from(self.parts.len()).unwrap_or(u32::MAX)
+        self.count()
+    }
+
+    fn shards(&self) -> u32 {
+        self.count()
+    }
+
+    fn shards_owned(&self) -> Owned<Shard> {
+        constant((0..self.count()).map(|n| (Shard(n), LEASE)).collect())
+    }
+
+    fn partitions_owned(&self, _group: &str) -> Owned<Partition> {
+        constant((0..self.count()).map(|n| (Partition(n), LEASE)).collect())
+    }
+
+    fn owner(&self, _shard: Shard) -> Option<String> {
+        None
+    }
+
+    async fn claim(&self, shard: Shard) -> Result<Vec<ProgressRecord>, ClaimError> {
+        let progress = self.progress(shard).await;
+        progress.map_err(|e| ClaimError::Failed { shard, reason: e.to_string() })
     }
 
     async fn commit_group(
         &self,
-        partition: Partition,
+        shard: Shard,
         records: Vec<DataRecord>,
         progress: Vec<ProgressRecord>,
-    ) -> Result<Offset, CommitError> {
-        let part = self.writable(partition)?.clone();
-        blocking(move || part.commit(&records, progress))
+    ) -> Result<(), CommitError> {
+        let part = self.writable(Partition(shard.0))?.clone();
+        blocking(move || part.commit(&records, progress).map(drop))
             .await
-            .unwrap_or_else(|reason| Err(CommitError::Unknown { partition, reason }))
+            .unwrap_or_else(|reason| Err(CommitError::Unknown(reason)))
     }
 
-    async fn load_progress(&self, partition: Partition) -> Result<Vec<ProgressRecord>, ReadError> {
-        self.readable(partition)?.progress()
+    async fn progress(&self, shard: Shard) -> Result<Vec<ProgressRecord>, ReadError> {
+        self.readable(Partition(shard.0))?.progress()
     }
 
     async fn read(
         &self,
+        _reader: &str,
         partition: Partition,
         from: Offset,
         bytes_max: usize,
@@ -269,11 +304,11 @@ impl<D: Disk> Log for Embedded<D> {
             .unwrap_or_else(|reason| Err(ReadError::Storage { partition, reason }))
     }
 
-    fn tail_moved(&self, partition: Partition) -> watch::Receiver<Offset> {
+    fn tail_moved(&self, _reader: &str, partition: Partition) -> watch::Receiver<Offset> {
         match self.part(partition) {
             Some(part) => part.watch(),
             // Nobody asks for a partition that is not there; it has an end, and it never moves.
-            None => watch::channel(Offset(0)).1,
+            None => constant(Offset(0)),
         }
     }
 
@@ -286,11 +321,12 @@ impl<D: Disk> Log for Embedded<D> {
         &self,
         group: &str,
         partition: Partition,
+        _lease: Lease,
         offset: Offset,
         metadata: &str,
     ) -> Result<(), CommitError> {
         let part = self.writable(partition)?.clone();
-        let refused = |reason: String| CommitError::Refused { partition, reason };
+        let refused = CommitError::Refused;
         if group.is_empty() || group.len() > GROUP_NAME_BYTES_MAX {
             return Err(refused(format!("a group's name of {} bytes", group.len())));
         }
@@ -308,7 +344,12 @@ impl<D: Disk> Log for Embedded<D> {
             part.trim(offsets.lowest(partition));
             Ok(())
         });
-        done.await.unwrap_or_else(|reason| Err(CommitError::Unknown { partition, reason }))
+        done.await.unwrap_or_else(|reason| Err(CommitError::Unknown(reason)))
+    }
+
+    /// The tables keep what cannot be rows; this log, which nobody else reads or writes, has no other place for it.
+    async fn quarantine(&self, _: Partition, _: &StoredRecord, _: &str) -> Result<(), CommitError> {
+        Ok(())
     }
 
     async fn status(&self, partition: Partition) -> Result<PartitionStatus, ReadError> {
@@ -317,6 +358,8 @@ impl<D: Disk> Log for Embedded<D> {
             .await
             .unwrap_or_else(|reason| Err(ReadError::Storage { partition, reason }))
     }
+
+    async fn close(&self) {}
 }
 
 #[cfg(test)]

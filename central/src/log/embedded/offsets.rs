@@ -85,7 +85,7 @@ impl<D: Disk> Offsets<D> {
         let mut log = lock(&self.log);
         let entry = (group.to_owned(), partition.0, committed.offset, committed.metadata.clone());
         let before = entries(&lock(&self.table));
-        let unknown = |e: journal::JournalError| CommitError::Unknown { partition, reason: e.to_string() };
+        let unknown = |e: journal::JournalError| CommitError::Unknown(e.to_string());
         log.append(OFFSET, &encode_offsets(&[entry]), &[], &mut || encode_offsets(&before))
             .map_err(unknown)?;
         log.sync().map_err(unknown)?;

@@ -149,16 +149,13 @@ impl<D: Disk> Part<D> {
     }
 
     fn refusal(&self, e: JournalError) -> CommitError {
-        let partition = self.partition;
         match e {
-            JournalError::OverQuota { used, limit, .. } => {
-                CommitError::Full { partition, used, quota: limit }
-            }
+            JournalError::OverQuota { used, limit, .. } => CommitError::Full { used, quota: limit },
             JournalError::NoSpace { .. } => {
-                CommitError::Full { partition, used: self.quota.used(), quota: self.quota.limit() }
+                CommitError::Full { used: self.quota.used(), quota: self.quota.limit() }
             }
-            JournalError::FrameTooLarge { .. } => CommitError::Refused { partition, reason: e.to_string() },
-            other => CommitError::Unknown { partition, reason: other.to_string() },
+            JournalError::FrameTooLarge { .. } => CommitError::Refused(e.to_string()),
+            other => CommitError::Unknown(other.to_string()),
         }
     }
 

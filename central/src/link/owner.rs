@@ -1,0 +1,138 @@
+//! Which shards are committed here: one [`Committer`] for each that this process owns, from a claim to the next.
+//!
+//! Invariants:
+//! - a shard has at most one committer in a process, and a session finds it only after its claim;
+//! - a commit in doubt ends the committer and all sessions of the shard; the next claim tells what is stored.
+
+use super::{
+    LinkConfig, LinkError, LinkParts,
+    committer::{Committer, Ended, Input},
+};
+use crate::{
+    limits::{CLAIM_BACKOFF_MAX, CLAIM_BACKOFF_MIN, COMMITTER_INPUTS},
+    log::{ClaimError, CommitError, Lease, Shard},
+};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// The way to the committer of each shard that has one here.
+#[derive(Clone, Default)]
+pub(super) struct Routes(Arc<Mutex<BTreeMap<Shard, mpsc::Sender<Input>>>>);
+
+impl Routes {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Shard, mpsc::Sender<Input>>> {
+        // Entries are put and taken whole; a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn to(&self, shard: Shard) -> Option<mpsc::Sender<Input>> {
+        self.lock().get(&shard).cloned()
+    }
+}
+
+/// Claims and commits what this process owns until `stop`, or until the log can no longer be used.
+pub(super) async fn own_shards(
+    parts: LinkParts,
+    config: LinkConfig,
+    routes: Routes,
+    stop: CancellationToken,
+) -> Result<(), LinkError> {
+    let mut owned = parts.log.shards_owned();
+    let mut here: BTreeMap<Shard, (Lease, CancellationToken)> = BTreeMap::new();
+    let mut committers: JoinSet<(Shard, Result<(), LinkError>)> = JoinSet::new();
+    let mut changes = true;
+    loop {
+        let now = owned.borrow_and_update().clone();
+        for (shard, (lease, token)) in &here {
+            if now.get(shard) != Some(lease) {
+                token.cancel();
+            }
+        }
+        for (shard, lease) in now {
+            // One whose lease has ended is started again when its committer is gone.
+            if let Entry::Vacant(place) = here.entry(shard) {
+                let token = stop.child_token();
+                place.insert((lease, token.clone()));
+                let (parts, config, routes) = (parts.clone(), config.clone(), routes.clone());
+                committers.spawn(async move {
+                    let done = own(shard, &parts, &config, &routes, token).await;
+                    routes.lock().remove(&shard);
+                    (shard, done)
+                });
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            // A log whose owner never changes says so by closing the channel.
+            changed = owned.changed(), if changes => changes = changed.is_ok(),
+            Some(ended) = committers.join_next() => {
+                let (shard, done) = ended.map_err(|_| LinkError::Ended("committer"))?;
+                done?;
+                here.remove(&shard);
+            }
+        }
+    }
+}
+
+/// One shard, for one lease.
+async fn own(
+    shard: Shard,
+    parts: &LinkParts,
+    config: &LinkConfig,
+    routes: &Routes,
+    stop: CancellationToken,
+) -> Result<(), LinkError> {
+    let mut pause = CLAIM_BACKOFF_MIN;
+    loop {
+        let claimed = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            claimed = parts.log.claim(shard) => claimed,
+        };
+        match claimed {
+            Ok(stored) => {
+                tracing::debug!(%shard, records = stored.len(), "a shard is committed here");
+                let (inputs, taken) = mpsc::channel(COMMITTER_INPUTS);
+                let committer = Committer::new(shard, parts.clone(), config, taken, stored);
+                routes.lock().insert(shard, inputs);
+                let ended = committer.run(stop.child_token()).await;
+                routes.lock().remove(&shard);
+                match ended {
+                    Ended::Asked => return Ok(()),
+                    // Where two believe that they own it, the one that is wrong hears so soon.
+                    Ended::InDoubt(CommitError::Fenced) => pause = CLAIM_BACKOFF_MAX,
+                    Ended::InDoubt(_) => pause = CLAIM_BACKOFF_MIN,
+                }
+            }
+            Err(error @ ClaimError::Failed { .. }) => return Err(error.into()),
+            Err(error @ ClaimError::NotOwner(_)) => {
+                tracing::debug!(%shard, %error, "a shard is not claimed");
+                pause = CLAIM_BACKOFF_MAX;
+            }
+            Err(error @ ClaimError::Unavailable { .. }) => {
+                if pause == CLAIM_BACKOFF_MIN {
+                    tracing::warn!(%shard, %error, "a shard is not claimed yet; its gateways wait");
+                }
+                parts.metrics.claim_failures.inc();
+                pause = (pause * 2).min(CLAIM_BACKOFF_MAX);
+            }
+        }
+        if rest(pause, &stop).await {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether `stop` came meanwhile.
+async fn rest(pause: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => true,
+        () = tokio::time::sleep(pause) => false,
+    }
+}

@@ -1,0 +1,402 @@
+//! The log in Apache Kafka, shared by any number of central's processes.
+//!
+//! ```text
+//! PREFIX.data          records, one block each, keyed by gateway; partition by the gateway's hash
+//! PREFIX.progress      compacted; key = kind, gateway, stream; a shard is a partition
+//! PREFIX.control       compacted; the log's identity, and the URL of each shard's owner
+//! PREFIX.quarantine    records of the data topic that are none, with reason and place
+//! ```
+//!
+//! A group of a shard is one transaction under the id `PREFIX-link-SHARD`: its records and its progress are there
+//! together or not at all, and whoever claims the shard later has fenced everybody before. What a process owns is told by
+//! two consumer groups that never fetch; readers are consumers without a group.
+//!
+//! Invariants: see [`super::Log`]; besides, a producer is never used again after any doubt.
+
+mod control;
+mod headers;
+mod membership;
+mod quarantine;
+mod reader;
+mod shard;
+mod topics;
+mod whole;
+
+use super::{
+    ClaimError, CommitError, Committed, DataRecord, Lease, Log, Offset, Owned, Partition, PartitionStatus,
+    ProgressRecord, ReadError, Shard, StoredRecord,
+};
+use crate::{SINK_GROUP, limits::OFFSET_METADATA_BYTES_MAX};
+use async_trait::async_trait;
+use control::Control;
+use membership::Membership;
+use quarantine::Quarantine;
+use rdkafka::{
+    ClientConfig, Message, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+};
+use reader::Reader;
+use record::{clock::Random, limits::BLOCK_BYTES_MAX};
+use shard::{Owner, number};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{runtime::Handle, sync::watch};
+
+/// The largest record with its headers: a broker's default is 1,048,588 bytes.
+const MESSAGE_BYTES: usize = 1_040_000;
+const _: () = assert!(BLOCK_BYTES_MAX + 4_096 < MESSAGE_BYTES);
+
+/// How long a shard's progress may take to be read.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How the log is reached, and what it is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KafkaOptions {
+    /// `host:port`, one or several.
+    pub brokers: Vec<String>,
+    /// What the names of topics, groups and transactions begin with.
+    pub prefix: String,
+    /// Partitions of the data topic; of it and `shards` one is a multiple of the other.
+    pub partitions: u32,
+    /// Partitions of the progress topic.
+    pub shards: u32,
+    /// Copies of each partition of a topic that is made.
+    pub replication: i32,
+    /// Copies that must have a record before it counts.
+    pub min_isr: u32,
+    /// How long records are kept, at least.
+    pub retention: Duration,
+    /// Further options of the client.
+    pub client: BTreeMap<String, String>,
+    /// Where gateways reach this process; none for one without the link role.
+    pub advertise: Option<String>,
+    /// Whether this process has the sink role.
+    pub sink: bool,
+}
+
+impl KafkaOptions {
+    fn topic(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    fn group(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.brokers.join(",")).set("client.id", "tidegate-central");
+        for (key, value) in &self.client {
+            config.set(key, value);
+        }
+        config
+    }
+}
+
+/// The producers of the shards that were claimed here.
+type Claims = Arc<Mutex<BTreeMap<Shard, Arc<Mutex<Option<Owner>>>>>>;
+
+/// The log; see the module.
+pub struct Kafka {
+    id: String,
+    options: Arc<KafkaOptions>,
+    control: Control,
+    link: Option<Arc<Membership<Shard>>>,
+    sink: Option<Arc<Membership<Partition>>>,
+    shards_owned: Owned<Shard>,
+    sink_owned: Owned<Partition>,
+    claims: Claims,
+    readers: Mutex<BTreeMap<String, Arc<Reader>>>,
+    /// Clients that ask for a group's offsets and for extents; by group.
+    askers: Mutex<BTreeMap<String, Arc<BaseConsumer>>>,
+    quarantine: Arc<Quarantine>,
+}
+
+impl std::fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kafka").field("id", &self.id).field("prefix", &self.options.prefix).finish()
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is replaced whole; a panic elsewhere leaves nothing half done.
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs what waits for the network on a thread that may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())
+}
+
+impl Kafka {
+    /// Makes or checks the topics, reads the log's identity, and joins the groups of this process' roles.
+    pub async fn open(options: KafkaOptions, random: Arc<dyn Random>) -> Result<Self, String> {
+        topics::ensure(&options).await?;
+        let options = Arc::new(options);
+        let at_start = options.clone();
+        let started = blocking(move || {
+            let id = control::identity(&at_start, &*random)?;
+            Ok::<_, String>((id, Quarantine::open(&at_start)?))
+        });
+        let (id, quarantine) = started.await??;
+        let text = |e: rdkafka::error::KafkaError| e.to_string();
+        let control = Control::follow(&options).map_err(text)?;
+        let nothing = || watch::channel(BTreeMap::new()).1;
+        let (mut link, mut shards_owned) = (None, nothing());
+        if options.advertise.is_some() {
+            let member = Membership::join(&options, "link", &options.topic("progress")).map_err(text)?;
+            shards_owned = member.owned();
+            link = Some(Arc::new(member));
+        }
+        let (mut sink, mut sink_owned) = (None, watch::channel(BTreeMap::new()).1);
+        if options.sink {
+            let member = Membership::join(&options, SINK_GROUP, &options.topic("data")).map_err(text)?;
+            sink_owned = member.owned();
+            sink = Some(Arc::new(member));
+        }
+        Ok(Self {
+            id,
+            control,
+            link,
+            sink,
+            shards_owned,
+            sink_owned,
+            claims: Claims::default(),
+            readers: Mutex::default(),
+            askers: Mutex::default(),
+            quarantine: Arc::new(quarantine),
+            options,
+        })
+    }
+
+    fn reader(&self, name: &str) -> Result<Arc<Reader>, String> {
+        let mut readers = lock(&self.readers);
+        if let Some(reader) = readers.get(name) {
+            return Ok(reader.clone());
+        }
+        let on_poison: reader::OnPoison = if name == SINK_GROUP {
+            let (quarantine, runtime) = (self.quarantine.clone(), Handle::current());
+            Box::new(move |partition, offset, reason, message| {
+                let value = message.payload().unwrap_or_default();
+                let new = runtime.block_on(quarantine.keep(partition, offset, reason, value))?;
+                if new {
+                    tracing::error!(%partition, %offset, reason, "a record that is none is in quarantine");
+                }
+                Ok(())
+            })
+        } else {
+            // The sink puts it aside.
+            Box::new(|_, _, _, _| Ok(()))
+        };
+        let reader = Arc::new(Reader::new(&self.options, name, on_poison).map_err(|e| e.to_string())?);
+        readers.insert(name.to_owned(), reader.clone());
+        Ok(reader)
+    }
+
+    fn asker(&self, group: &str) -> Result<Arc<BaseConsumer>, String> {
+        let mut askers = lock(&self.askers);
+        if let Some(asker) = askers.get(group) {
+            return Ok(asker.clone());
+        }
+        let mut config = self.options.client();
+        config.set("group.id", self.options.group(group)).set("enable.auto.commit", "false");
+        let asker: BaseConsumer =
+            config.set("isolation.level", "read_committed").create().map_err(|e| e.to_string())?;
+        let asker = Arc::new(asker);
+        askers.insert(group.to_owned(), asker.clone());
+        Ok(asker)
+    }
+
+    fn there(&self, partition: Partition) -> Result<(), ReadError> {
+        let known = partition.0 < self.options.partitions;
+        if known { Ok(()) } else { Err(ReadError::NoPartition(partition)) }
+    }
+}
+
+/// The newest value of each key. Blocks.
+fn progress(options: &KafkaOptions, shard: Shard) -> Result<Vec<ProgressRecord>, String> {
+    let topic = options.topic("progress");
+    let mut newest = BTreeMap::new();
+    for (key, value) in whole::read(options, &topic, number(shard.0), PROGRESS_TIMEOUT)? {
+        match value {
+            Some(value) => drop(newest.insert(key, value)),
+            None => drop(newest.remove(&key)),
+        }
+    }
+    let decode = |v: &Vec<u8>| ProgressRecord::decode(v).map_err(|e| format!("{topic}-{shard}: {e}"));
+    newest.values().map(decode).collect()
+}
+
+#[async_trait]
+impl Log for Kafka {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn partitions(&self) -> u32 {
+        self.options.partitions
+    }
+
+    fn shards(&self) -> u32 {
+        self.options.shards
+    }
+
+    fn shards_owned(&self) -> Owned<Shard> {
+        self.shards_owned.clone()
+    }
+
+    fn partitions_owned(&self, group: &str) -> Owned<Partition> {
+        if group == SINK_GROUP { self.sink_owned.clone() } else { watch::channel(BTreeMap::new()).1 }
+    }
+
+    fn owner(&self, shard: Shard) -> Option<String> {
+        self.control.owner(shard).filter(|url| Some(url) != self.options.advertise.as_ref())
+    }
+
+    async fn claim(&self, shard: Shard) -> Result<Vec<ProgressRecord>, ClaimError> {
+        let Some(advertise) = self.options.advertise.clone() else { return Err(ClaimError::NotOwner(shard)) };
+        let slot = lock(&self.claims).entry(shard).or_default().clone();
+        let (options, owned) = (self.options.clone(), self.shards_owned.clone());
+        let is_ours = move || {
+            let ours = owned.borrow().contains_key(&shard);
+            if ours { Ok(()) } else { Err(ClaimError::NotOwner(shard)) }
+        };
+        let unavailable = move |reason: String| ClaimError::Unavailable { shard, reason };
+        let done = blocking(move || {
+            is_ours()?;
+            let mut slot = lock(&slot);
+            // It is never used again.
+            *slot = None;
+            let owner = Owner::begin(&options, shard).map_err(|e| unavailable(e.to_string()))?;
+            let stored = progress(&options, shard).map_err(unavailable)?;
+            let told = owner.publish(&options, &control::owner_key(shard), &advertise);
+            told.map_err(|e| unavailable(e.to_string()))?;
+            is_ours()?;
+            *slot = Some(owner);
+            Ok(stored)
+        });
+        done.await.unwrap_or_else(|reason| Err(unavailable(reason)))
+    }
+
+    async fn commit_group(
+        &self,
+        shard: Shard,
+        records: Vec<DataRecord>,
+        progress: Vec<ProgressRecord>,
+    ) -> Result<(), CommitError> {
+        let Some(slot) = lock(&self.claims).get(&shard).cloned() else { return Err(CommitError::Fenced) };
+        let options = self.options.clone();
+        let done = blocking(move || {
+            let mut slot = lock(&slot);
+            let Some(owner) = slot.as_ref() else { return Err(CommitError::Fenced) };
+            let done = owner.commit(&options, shard, &records, &progress);
+            if done.is_err() {
+                *slot = None;
+            }
+            done
+        });
+        done.await.unwrap_or_else(|reason| Err(CommitError::Unknown(reason)))
+    }
+
+    async fn progress(&self, shard: Shard) -> Result<Vec<ProgressRecord>, ReadError> {
+        let (options, partition) = (self.options.clone(), Partition(shard.0));
+        let read = blocking(move || progress(&options, shard)).await.and_then(|read| read);
+        read.map_err(|reason| ReadError::Storage { partition, reason })
+    }
+
+    async fn read(
+        &self,
+        reader: &str,
+        partition: Partition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredRecord>, ReadError> {
+        self.there(partition)?;
+        let reader = self.reader(reader).map_err(|reason| ReadError::Storage { partition, reason })?;
+        reader.read(partition, from, bytes_max).await
+    }
+
+    fn tail_moved(&self, reader: &str, partition: Partition) -> watch::Receiver<Offset> {
+        match self.there(partition).map_err(|e| e.to_string()).and_then(|()| self.reader(reader)) {
+            Ok(reader) => reader.tail(partition),
+            Err(error) => {
+                tracing::error!(%partition, reader, error, "the end of a partition cannot be followed");
+                watch::channel(Offset(0)).1
+            }
+        }
+    }
+
+    async fn committed(&self, group: &str, partition: Partition) -> Result<Option<Committed>, ReadError> {
+        self.there(partition)?;
+        let storage = move |reason: String| ReadError::Storage { partition, reason };
+        let (asker, topic) = (self.asker(group).map_err(storage)?, self.options.topic("data"));
+        let asked = blocking(move || {
+            let mut list = TopicPartitionList::new();
+            list.add_partition(&topic, number(partition.0));
+            let list = asker.committed_offsets(list, ASK_TIMEOUT).map_err(|e| e.to_string())?;
+            let place = list.find_partition(&topic, number(partition.0)).ok_or("no answer")?;
+            place.error().map_err(|e| e.to_string())?;
+            Ok::<_, String>(match place.offset() {
+                rdkafka::Offset::Offset(at) => Some(Committed {
+                    offset: Offset(u64::try_from(at).unwrap_or_default()),
+                    metadata: place.metadata().to_owned(),
+                }),
+                _ => None,
+            })
+        });
+        asked.await.and_then(|answer| answer).map_err(storage)
+    }
+
+    async fn commit_offset(
+        &self,
+        group: &str,
+        partition: Partition,
+        lease: Lease,
+        offset: Offset,
+        metadata: &str,
+    ) -> Result<(), CommitError> {
+        let Some(member) = self.sink.clone().filter(|_| group == SINK_GROUP) else {
+            return Err(CommitError::Refused(format!("this process is not in the group {group}")));
+        };
+        if metadata.len() > OFFSET_METADATA_BYTES_MAX || !metadata.is_ascii() {
+            return Err(CommitError::Refused(format!("{} bytes of metadata, or not ASCII", metadata.len())));
+        }
+        let metadata = metadata.to_owned();
+        let done = blocking(move || member.commit(partition, lease, offset, &metadata));
+        done.await.unwrap_or_else(|reason| Err(CommitError::Unknown(reason)))
+    }
+
+    async fn quarantine(&self, p: Partition, record: &StoredRecord, reason: &str) -> Result<(), CommitError> {
+        let kept = self.quarantine.keep(p, record.offset, reason, &record.bytes).await;
+        kept.map(drop).map_err(CommitError::Unknown)
+    }
+
+    async fn status(&self, partition: Partition) -> Result<PartitionStatus, ReadError> {
+        self.there(partition)?;
+        let storage = move |reason: String| ReadError::Storage { partition, reason };
+        let (asker, topic) = (self.asker("status").map_err(storage)?, self.options.topic("data"));
+        let asked = blocking(move || asker.fetch_watermarks(&topic, number(partition.0), ASK_TIMEOUT)).await;
+        let (low, high) = asked.and_then(|a| a.map_err(|e| e.to_string())).map_err(storage)?;
+        let offset = |n: i64| Offset(u64::try_from(n).unwrap_or_default());
+        Ok(PartitionStatus { low: offset(low), high: offset(high), bytes: 0 })
+    }
+
+    async fn close(&self) {
+        let (link, sink) = (self.link.clone(), self.sink.clone());
+        let left = blocking(move || {
+            if let Some(link) = link {
+                link.leave();
+            }
+            if let Some(sink) = sink {
+                sink.leave();
+            }
+        });
+        if let Err(error) = left.await {
+            tracing::warn!(error, "the groups were not left");
+        }
+    }
+}

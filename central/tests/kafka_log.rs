@@ -1,0 +1,265 @@
+//! The log in a real Apache Kafka: what the trait promises, with several processes' worth of logs on one broker.
+
+use bytes::Bytes;
+use daemon::clock::SystemRandom;
+use rdkafka::{
+    ClientConfig,
+    producer::{FutureProducer, FutureRecord},
+};
+use record::{Digest, GatewayId, Incarnation, Seq, StreamName, chain_hash, clock::Random};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+use tidegate_central::{
+    SINK_GROUP,
+    log::{
+        ClaimError, CommitError, ContentType, DataRecord, Head, Lease, Log, Offset, Partition, Progress,
+        ProgressRecord, ReadError, RecordHeaders, Shard,
+        kafka::{Kafka, KafkaOptions},
+        shard_of,
+    },
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const PARTITIONS: u32 = 4;
+
+/// The broker, from `cargo xtask kafka`, or the one of `TIDEGATE_TEST_KAFKA`.
+struct Broker {
+    address: String,
+    folder: Option<TempDir>,
+}
+
+fn xtask() -> PathBuf {
+    let me = std::env::current_exe().expect("a program");
+    let found = me.ancestors().map(|folder| folder.join("xtask")).find(|path| path.is_file());
+    found.expect("built: run `cargo build --workspace --bins`, or `cargo xtask test`")
+}
+
+impl Broker {
+    fn start() -> Self {
+        if let Ok(address) = std::env::var("TIDEGATE_TEST_KAFKA") {
+            return Self { address, folder: None };
+        }
+        let mut me = Self { address: String::new(), folder: Some(TempDir::new().expect("temp dir")) };
+        me.address = me.ask("start")["address"].as_str().expect("an address").to_owned();
+        me
+    }
+
+    fn ask(&self, what: &str) -> serde_json::Value {
+        let folder = self.folder.as_ref().expect("ours").path().join("broker");
+        let out = Command::new(xtask()).args(["kafka", what, "--json", "--dir"]).arg(folder).output();
+        let out = out.expect("runs");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        serde_json::from_slice(&out.stdout).expect("json")
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if self.folder.is_some() {
+            self.ask("stop");
+        }
+    }
+}
+
+fn options(broker: &Broker, prefix: &str, node: &str) -> KafkaOptions {
+    KafkaOptions {
+        brokers: vec![broker.address.clone()],
+        prefix: prefix.to_owned(),
+        partitions: PARTITIONS,
+        shards: 2,
+        replication: 1,
+        min_isr: 1,
+        retention: Duration::from_secs(86_400),
+        client: BTreeMap::new(),
+        advertise: Some(format!("https://{node}:7443")),
+        sink: true,
+    }
+}
+
+fn prefix() -> String {
+    format!("t{:016x}", SystemRandom.next_u64())
+}
+
+async fn open(options: KafkaOptions) -> Arc<dyn Log> {
+    Arc::new(Kafka::open(options, Arc::new(SystemRandom)).await.expect("opens"))
+}
+
+/// A gateway of this shard.
+fn gateway(shard: Shard) -> GatewayId {
+    let mut ids = (0..).map(|n| GatewayId::new(&format!("plant-{n}")).expect("valid"));
+    ids.find(|id| shard_of(id, 2) == shard).expect("one of many")
+}
+
+fn data(gateway: &GatewayId, n: u64) -> DataRecord {
+    let (stream, bytes) = (StreamName::new("machine").expect("valid"), n.to_le_bytes().repeat(100));
+    let (incarnation, seq, prev_hash) = (Incarnation(1), Seq(n), Digest::of(b"before"));
+    let headers = RecordHeaders {
+        content_type: ContentType::ArrowStream,
+        schema: 7,
+        gateway: gateway.clone(),
+        incarnation,
+        first_seq: seq,
+        last_seq: seq,
+        rows: 1,
+        prev_hash,
+        hash: chain_hash(&prev_hash, &stream, incarnation, seq, seq, 7, &bytes),
+        produced_at_ns: 5,
+        stream,
+    };
+    DataRecord { headers, bytes: Bytes::from(bytes) }
+}
+
+fn head(gateway: &GatewayId, last: u64) -> ProgressRecord {
+    let value = Progress::Head(Head {
+        incarnation: Incarnation(1),
+        last: Seq(last),
+        hash: Digest::of(b"head"),
+        rows: last,
+        lost: 0,
+        rows_before: 0,
+        retired: Vec::new(),
+    });
+    ProgressRecord { gateway: gateway.clone(), stream: StreamName::new("machine").expect("valid"), value }
+}
+
+async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "still not: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn owns_shards(log: &Arc<dyn Log>, count: usize) {
+    until("shards are assigned", async || (log.shards_owned().borrow().len() == count).then_some(())).await;
+}
+
+async fn leases(log: &Arc<dyn Log>, count: usize) -> BTreeMap<Partition, Lease> {
+    let owned = log.partitions_owned(SINK_GROUP);
+    until("partitions are assigned", async || Some(owned.borrow().clone()).filter(|o| o.len() == count)).await
+}
+
+/// Seqs of all records, by partition and offset.
+async fn read_all(log: &Arc<dyn Log>, reader: &str, bytes_max: usize) -> Vec<u64> {
+    let mut seqs = Vec::new();
+    for partition in (0..PARTITIONS).map(Partition) {
+        let mut from = Offset(0);
+        loop {
+            let records = log.read(reader, partition, from, bytes_max).await.expect("readable");
+            let Some(last) = records.last() else { break };
+            from = last.offset.next();
+            seqs.extend(records.iter().map(|r| r.headers.first_seq.0));
+        }
+    }
+    seqs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_are_atomic_owners_are_fenced_and_offsets_are_leased() {
+    let broker = Broker::start();
+    let prefix = prefix();
+    let a = open(options(&broker, &prefix, "a")).await;
+    owns_shards(&a, 2).await;
+    let (shard, plant) = (Shard(0), gateway(Shard(0)));
+    assert_eq!(a.claim(shard).await, Ok(Vec::new()));
+    for n in 0..20 {
+        let records = vec![data(&plant, 2 * n + 1), data(&plant, 2 * n + 2)];
+        a.commit_group(shard, records, vec![head(&plant, 2 * n + 2)]).await.expect("commits");
+    }
+    assert_eq!(a.progress(shard).await, Ok(vec![head(&plant, 40)]));
+    assert_eq!(read_all(&a, "test", 1).await, (1..=40).collect::<Vec<_>>());
+    assert_eq!(read_all(&a, "test", 1 << 20).await, (1..=40).collect::<Vec<_>>());
+
+    // A later claim, as by a process that believes it owns the shard: the earlier one can commit nothing any more.
+    let zombie = open(KafkaOptions { sink: false, ..options(&broker, &prefix, "z") }).await;
+    assert_eq!(zombie.id(), a.id());
+    until("both own a shard", async || {
+        let one = |log: &Arc<dyn Log>| log.shards_owned().borrow().len() == 1;
+        (one(&a) && one(&zombie)).then_some(())
+    })
+    .await;
+    let (moved, plant) = match zombie.shards_owned().borrow().keys().next() {
+        Some(shard) => (*shard, gateway(*shard)),
+        None => panic!("it owns one"),
+    };
+    let stored = zombie.claim(moved).await.expect("claims");
+    assert_eq!(stored.len(), usize::from(moved == shard));
+    assert!(matches!(a.claim(moved).await, Err(ClaimError::NotOwner(_))));
+    let late = a.commit_group(moved, vec![data(&plant, 900)], vec![head(&plant, 900)]).await;
+    assert_eq!(late, Err(CommitError::Fenced));
+    assert_eq!(zombie.progress(moved).await, Ok(stored));
+    until("the owner is known", async || a.owner(moved).filter(|url| url == "https://z:7443")).await;
+    assert_eq!(zombie.owner(moved), None, "it is the owner itself");
+    assert_eq!(read_all(&a, "test", 1 << 20).await.len(), 40, "nothing of the fenced group is seen");
+
+    // Offsets, with an intent of 300 bytes beside them, under the lease only.
+    let owned = leases(&a, PARTITIONS as usize).await;
+    let (p, lease) = owned.first_key_value().map(|(p, l)| (*p, *l)).expect("four");
+    let intent = "i".repeat(300);
+    assert_eq!(a.committed(SINK_GROUP, p).await, Ok(None));
+    a.commit_offset(SINK_GROUP, p, lease, Offset(3), &intent).await.expect("commits");
+    let stored = zombie.committed(SINK_GROUP, p).await.expect("readable").expect("there");
+    assert_eq!((stored.offset, stored.metadata), (Offset(3), intent));
+    let other = a.commit_offset(SINK_GROUP, p, Lease(lease.0 + 100), Offset(4), "").await;
+    assert_eq!(other, Err(CommitError::Fenced));
+
+    // A second sink takes half; what was taken back cannot be committed under the old lease.
+    let b = open(KafkaOptions { advertise: None, ..options(&broker, &prefix, "b") }).await;
+    let theirs = leases(&b, 2).await;
+    let gone = *theirs.keys().next().expect("two");
+    let late = a.commit_offset(SINK_GROUP, gone, owned[&gone], Offset(1), "late").await;
+    assert_eq!(late, Err(CommitError::Fenced));
+    b.commit_offset(SINK_GROUP, gone, theirs[&gone], Offset(2), "").await.expect("commits");
+    // A clean end is noticed at once.
+    let began = Instant::now();
+    b.close().await;
+    let again = leases(&a, PARTITIONS as usize).await;
+    println!("partitions moved {:?} after a clean end", began.elapsed());
+    assert!(again[&gone] > owned[&gone], "owning again is another lease");
+    let began = Instant::now();
+    zombie.close().await;
+    owns_shards(&a, 2).await;
+    println!("shards moved {:?} after a clean end", began.elapsed());
+    assert!(matches!(a.read("test", Partition(99), Offset(0), 1).await, Err(ReadError::NoPartition(_))));
+    a.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_records_go_to_quarantine_and_other_topics_are_refused() {
+    let broker = Broker::start();
+    let prefix = prefix();
+    let log = open(options(&broker, &prefix, "a")).await;
+    owns_shards(&log, 2).await;
+    let (shard, plant) = (Shard(1), gateway(Shard(1)));
+    log.claim(shard).await.expect("claims");
+    log.commit_group(shard, vec![data(&plant, 1)], vec![head(&plant, 1)]).await.expect("commits");
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", &broker.address).create().expect("a producer");
+    let topic = format!("{prefix}.data");
+    for partition in 0..i32::try_from(PARTITIONS).expect("small") {
+        let record: FutureRecord<'_, str, str> =
+            FutureRecord::to(&topic).partition(partition).key("x").payload("garbage");
+        producer.send(record, PATIENCE).await.expect("sent");
+    }
+    log.commit_group(shard, vec![data(&plant, 2)], vec![head(&plant, 2)]).await.expect("commits");
+    for reader in [SINK_GROUP, "audit", SINK_GROUP] {
+        assert_eq!(read_all(&log, reader, 1 << 20).await, [1, 2]);
+    }
+    let kept = KafkaOptions { partitions: 1, shards: 1, ..options(&broker, &prefix, "a") };
+    let refused = Kafka::open(kept, Arc::new(SystemRandom)).await.expect_err("another shape");
+    assert!(refused.contains("has 4 partitions"), "{refused}");
+    let longer =
+        KafkaOptions { retention: Duration::from_secs(30 * 86_400), ..options(&broker, &prefix, "a") };
+    let refused = Kafka::open(longer, Arc::new(SystemRandom)).await.expect_err("kept too short");
+    assert!(refused.contains("retention.ms 86400000, which must be 2592000000 at least"), "{refused}");
+    log.close().await;
+}
