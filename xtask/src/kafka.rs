@@ -81,7 +81,8 @@ fn start(asked: &Asked) -> anyhow::Result<()> {
     broker["pid"] = child.id().into();
     write(&asked.dir, &broker)?;
     let deadline = Instant::now() + READY;
-    while !answers(&broker) {
+    // It answers before it takes part in the cluster, and somebody else may answer: its own word counts too.
+    while !(fs::read_to_string(&log)?.contains("Kafka Server started") && answers(&broker)) {
         let ended = child.try_wait()?;
         if ended.is_some() || Instant::now() > deadline {
             // It is ours, and of no use.
@@ -115,11 +116,7 @@ fn prepare(asked: &Asked) -> anyhow::Result<Prepared> {
     fs::create_dir_all(&asked.dir)?;
     let (port, controller) = match read(&asked.dir) {
         Some(known) => (number(&known, "port")?, number(&known, "controller_port")?),
-        None => {
-            let port = free()?;
-            let _taken = TcpListener::bind(("127.0.0.1", port))?;
-            (port, free()?)
-        }
+        None => free_pair()?,
     };
     let properties = asked.dir.join("server.properties");
     fs::write(&properties, settings(asked, port, controller))?;
@@ -254,12 +251,16 @@ fn running(dir: &Path, broker: &Value) -> bool {
     fs::read(path).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&properties))
 }
 
-/// A port that nobody listens on, from below those that the kernel gives to outgoing connections: nobody takes it while
-/// the broker is down.
-fn free() -> anyhow::Result<u16> {
-    let first = 12_000 + u16::try_from(std::process::id() % 7_000)?;
-    let mut ports = (first..20_000).chain(12_000..first);
-    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).context("no port is free")
+/// Two neighbouring ports that nobody listens on, from below those that the kernel gives to outgoing connections:
+/// nobody takes them while the broker is down. Each process begins at a pair of its own, so that brokers that are
+/// started at the same time, and listen only seconds later, do not meet.
+fn free_pair() -> anyhow::Result<(u16, u16)> {
+    const FIRST: u16 = 12_000;
+    const PAIRS: u16 = 4_000;
+    let own = u16::try_from(std::process::id() % u32::from(PAIRS))?;
+    let mut pairs = (own..PAIRS).chain(0..own).map(|pair| (FIRST + 2 * pair, FIRST + 2 * pair + 1));
+    let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    pairs.find(|(one, other)| free(*one) && free(*other)).context("no port is free")
 }
 
 /// Asks for the versions of the protocol (ApiVersions, version 0) and takes any answer without an error.
