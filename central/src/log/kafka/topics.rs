@@ -4,12 +4,15 @@ use super::KafkaOptions;
 use rdkafka::{
     admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
+    error::{KafkaError, KafkaResult},
     types::RDKafkaErrorCode,
 };
 use std::time::Duration;
 
-/// How long a broker may take to answer what is asked at the start.
-const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a broker may take to answer what is asked at the start, once.
+const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often it is asked: a broker that has just started answers some questions long before others.
+const ASKS: u32 = 8;
 
 /// One topic.
 struct Topic {
@@ -43,18 +46,18 @@ pub(super) async fn ensure(options: &KafkaOptions) -> Result<(), String> {
     let ask = AdminOptions::new().request_timeout(Some(ASK_TIMEOUT)).operation_timeout(Some(ASK_TIMEOUT));
     let topics = all(options);
     let news: Vec<NewTopic<'_>> = topics.iter().map(|t| new(t, options.replication)).collect();
-    let made = admin.create_topics(&news, &ask).await.map_err(|e| format!("topics cannot be made: {e}"))?;
+    let made = patiently("topics cannot be made", || admin.create_topics(&news, &ask)).await?;
     for result in made {
         match result {
             Ok(name) => tracing::info!(topic = name, "a topic was made"),
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            // One that the broker did not finish in time is looked at below, and so is one of an earlier ask.
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::RequestTimedOut)) => {}
             Err((name, code)) => return Err(format!("topic {name} cannot be made: {code}")),
         }
     }
     let names: Vec<ResourceSpecifier<'_>> =
         topics.iter().map(|t| ResourceSpecifier::Topic(&t.name)).collect();
-    let described = admin.describe_configs(&names, &ask).await;
-    let described = described.map_err(|e| format!("topics cannot be described: {e}"))?;
+    let described = patiently("topics cannot be described", || admin.describe_configs(&names, &ask)).await?;
     let mut wrong = Vec::new();
     for (topic, answer) in topics.iter().zip(described) {
         let resource = answer.map_err(|code| format!("topic {} cannot be described: {code}", topic.name))?;
@@ -62,6 +65,24 @@ pub(super) async fn ensure(options: &KafkaOptions) -> Result<(), String> {
         wrong.extend(judge_partitions(topic, &admin)?);
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+}
+
+/// Asks again while the answer does not come in time; what is asked may be done twice.
+async fn patiently<T, F>(what: &str, ask: impl Fn() -> F) -> Result<T, String>
+where
+    F: Future<Output = KafkaResult<T>>,
+{
+    let mut asks = 1;
+    loop {
+        match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)) if asks < ASKS => {
+                tracing::warn!(asks, "the brokers do not answer yet; they are asked again");
+                asks += 1;
+            }
+            Err(error) => return Err(format!("{what}: {error}")),
+        }
+    }
 }
 
 fn new(topic: &Topic, replication: i32) -> NewTopic<'_> {
