@@ -308,7 +308,7 @@ struct Gateway {
 
 impl Gateway {
     fn start(tape: &Arc<Tape>, address: SocketAddr, tls: TlsFiles) -> Self {
-        let mut central = Central::new(&format!("https://{address}"), tls);
+        let mut central = Central::new(vec![format!("https://{address}")], tls);
         central.forward.backoff_min = Duration::from_millis(10);
         central.forward.backoff_max = Duration::from_millis(100);
         central.keepalive_interval = Duration::from_millis(500);

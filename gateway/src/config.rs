@@ -59,8 +59,8 @@ pub struct Buffer {
 /// `[central]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Central {
-    /// `https://host:port`
-    pub url: String,
+    /// `https://host:port` of each process that takes gateways, one at least.
+    pub urls: Vec<String>,
     /// The authority that signed central's certificate, PEM.
     pub ca: PathBuf,
     /// This gateway's certificate, PEM.
@@ -153,17 +153,23 @@ fn buffer(root: &Section<'_>) -> (Buffer, BTreeSet<StreamName>) {
 }
 
 fn central(section: &Section<'_>) -> Central {
-    let url = section.parsed("url", String::new(), |text| {
+    let urls = section.strings("url").required();
+    for text in &urls {
         let host = text.strip_prefix("https://").map(|h| h.trim_end_matches('/'));
-        match host.and_then(|h| h.rsplit_once(':')) {
-            Some((name, port)) if !name.is_empty() && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
-            _ => Err(format!("`{text}` is not an address like \"https://central.example:7443\"")),
+        if !host
+            .and_then(|h| h.rsplit_once(':'))
+            .is_some_and(|(n, p)| !n.is_empty() && p.parse::<u16>().is_ok())
+        {
+            let like = "is not an address like \"https://central.example:7443\"";
+            section.error("url", format!("`{text}` {like}"));
         }
-    });
-    let url = url.required();
+    }
+    if urls.is_empty() && section.keys().iter().any(|key| key == "url") {
+        section.error("url", "must name one address at least");
+    }
     let tls = section.section("tls");
     Central {
-        url,
+        urls,
         ca: tls.path_to("ca").required(),
         cert: tls.path_to("cert").required(),
         key: tls.path_to("key").required(),

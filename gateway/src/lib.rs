@@ -285,7 +285,7 @@ impl Opened {
             incarnation: self.folder.incarnation(),
             log: self.output_handle.clone(),
             snapshot: snapshot.clone(),
-            central: Central::new(&central.url, tls),
+            central: Central::new(central.urls.clone(), tls),
             clock: self.clock.clone(),
             random: self.random.clone(),
             metrics: self.forward.clone(),

@@ -73,8 +73,8 @@ pub enum Event {
 /// Where central is and how to speak with it.
 #[derive(Debug, Clone)]
 pub struct Central {
-    /// `https://host:port`.
-    pub url: String,
+    /// `https://host:port` of each of its processes, one at least; a failure leads to the next.
+    pub urls: Vec<String>,
     /// The gateway's identity and the authority.
     pub tls: TlsFiles,
     /// Windows and waits.
@@ -91,9 +91,9 @@ pub struct Central {
 
 impl Central {
     /// With the usual windows and waits.
-    pub fn new(url: &str, tls: TlsFiles) -> Self {
+    pub fn new(urls: Vec<String>, tls: TlsFiles) -> Self {
         Self {
-            url: url.to_owned(),
+            urls,
             tls,
             forward: Config::default(),
             connect_timeout: Duration::from_secs(10),
@@ -103,9 +103,12 @@ impl Central {
         }
     }
 
-    /// Checks the address and reads the certificates, without connecting.
+    /// Checks the addresses and reads the certificates, without connecting.
     pub fn check(&self) -> Result<(), ClientError> {
-        self.endpoint(&self.url).map(|_| ()).map_err(ClientError::Config)
+        if self.urls.is_empty() {
+            return Err(ClientError::Config("no address is given".to_owned()));
+        }
+        self.urls.iter().try_for_each(|url| self.endpoint(url).map(drop)).map_err(ClientError::Config)
     }
 
     fn endpoint(&self, url: &str) -> Result<Endpoint, String> {
@@ -155,7 +158,9 @@ pub async fn run<O: Outbox>(
         core,
         outbox,
         connection: None,
+        turn: 0,
         owner: None,
+        at: String::new(),
         known_losses: BTreeMap::new(),
         last_ledger: Vec::new(),
         idle: false,
@@ -178,8 +183,12 @@ struct Driver<'a, O> {
     core: Forwarder,
     outbox: &'a mut O,
     connection: Option<Connection>,
+    /// Which of central's addresses has its turn.
+    turn: usize,
     /// Where central sent us to; holds for one attempt.
     owner: Option<String>,
+    /// Where the last attempt went.
+    at: String,
     known_losses: BTreeMap<StreamName, u64>,
     last_ledger: Vec<StreamLedger>,
     /// The outbox had nothing more.
@@ -243,7 +252,7 @@ impl<O: Outbox> Driver<'_, O> {
                 Output::Seek(position) => {
                     self.outbox.seek(position)?;
                     self.idle = false;
-                    tracing::info!(central = self.central.url, "connected to central");
+                    tracing::info!(central = self.at, "connected to central");
                     self.outbox.event(Event::Connected)?;
                     self.ledger();
                 }
@@ -266,8 +275,9 @@ impl<O: Outbox> Driver<'_, O> {
     }
 
     async fn connect(&mut self) -> Result<(), String> {
-        let url = self.owner.take().unwrap_or_else(|| self.central.url.clone());
-        let endpoint = self.central.endpoint(&url)?;
+        let urls = &self.central.urls;
+        self.at = self.owner.take().unwrap_or_else(|| urls[self.turn % urls.len()].clone());
+        let endpoint = self.central.endpoint(&self.at)?;
         let opened = tokio::time::timeout(self.central.connect_timeout, async {
             let channel = endpoint.connect().await.map_err(|e| crate::chain(&e))?;
             // As many as the window allows, and a ledger: sending never waits.
@@ -313,6 +323,7 @@ impl<O: Outbox> Driver<'_, O> {
         now: u64,
         message: Result<Option<proto::ToGateway>, tonic::Status>,
     ) -> Result<(), OutboxError> {
+        let busy = matches!(&message, Err(status) if says_busy(status));
         let message = match message {
             Ok(Some(m)) => ToGateway::take(m).map_err(|e| format!("central sent {e}")),
             Ok(None) => Err("central ended the session".to_owned()),
@@ -329,7 +340,13 @@ impl<O: Outbox> Driver<'_, O> {
             Ok(ToGateway::WrongNode { owner }) => {
                 let reason = format!("this gateway is served by {owner}");
                 self.owner = Some(owner);
-                self.disconnected(&reason)?;
+                self.core.elsewhere(now, true);
+                self.report(&reason)?;
+            }
+            Err(reason) if busy => {
+                self.turn = self.turn.wrapping_add(1);
+                self.core.elsewhere(now, false);
+                self.report(&reason)?;
             }
             Err(reason) => self.disconnected(&reason)?,
         }
@@ -337,6 +354,7 @@ impl<O: Outbox> Driver<'_, O> {
     }
 
     fn disconnected(&mut self, reason: &str) -> Result<(), OutboxError> {
+        self.turn = self.turn.wrapping_add(1);
         self.core.disconnected(self.clock.monotonic_ns());
         self.report(reason)
     }
@@ -347,6 +365,11 @@ impl<O: Outbox> Driver<'_, O> {
         let retry_in = Duration::from_nanos(wait.saturating_sub(self.clock.monotonic_ns()));
         self.outbox.event(Event::Disconnected { reason: reason.to_owned(), retry_in })
     }
+}
+
+/// Central itself says so, not the connection.
+fn says_busy(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::Unavailable && std::error::Error::source(status).is_none()
 }
 
 fn status_text(status: &tonic::Status) -> String {

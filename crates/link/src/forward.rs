@@ -14,7 +14,7 @@
 //! It never sleeps, never asks a clock and never looks into a block.
 
 use crate::{
-    limits::{IN_FLIGHT_BATCHES, IN_FLIGHT_BYTES},
+    limits::{IN_FLIGHT_BATCHES, IN_FLIGHT_BYTES, REDIRECTS_IN_A_ROW},
     message::{Ack, Batch, Lost, Refuse, RefuseCode, StreamWelcome},
 };
 use record::{Digest, Seq, StreamName, clock::Random};
@@ -84,6 +84,9 @@ pub struct Config {
     pub backoff_min: Duration,
     /// Longest wait.
     pub backoff_max: Duration,
+    /// Longest wait within `backoff_max` of an answer of central: it is there, the gateway's shard moves, or the process
+    /// has just gone.
+    pub backoff_answered: Duration,
     /// A connection that has not said Welcome by then is given up.
     pub greeting_timeout: Duration,
     /// A connection on which nothing is acknowledged for so long although something is in flight is given up.
@@ -99,6 +102,7 @@ impl Default for Config {
             in_flight_bytes: IN_FLIGHT_BYTES,
             backoff_min: Duration::from_millis(200),
             backoff_max: Duration::from_secs(10),
+            backoff_answered: Duration::from_secs(1),
             greeting_timeout: Duration::from_secs(15),
             ack_timeout: Duration::from_secs(30),
             halted_retry: Duration::from_secs(60),
@@ -204,6 +208,9 @@ pub struct Forwarder {
     random: Arc<dyn Random>,
     phase: Phase,
     failures: u32,
+    redirects: u32,
+    /// When a process of central last answered.
+    answered_ns: Option<u64>,
     streams: BTreeMap<StreamName, Stream>,
     queue: VecDeque<(Position, Item)>,
     open: VecDeque<Open>,
@@ -235,6 +242,8 @@ impl Forwarder {
             random,
             phase: Phase::Waiting { until_ns: 0 },
             failures: 0,
+            redirects: 0,
+            answered_ns: None,
             streams: BTreeMap::new(),
             queue: VecDeque::new(),
             open: VecDeque::new(),
@@ -326,17 +335,41 @@ impl Forwarder {
             return;
         }
         let was_good = |since: u64| now_ns.saturating_sub(since) >= nanos(self.config.backoff_max);
-        if matches!(self.phase, Phase::Open { since_ns } if was_good(since_ns)) {
-            self.failures = 0;
+        if let Phase::Open { since_ns } = self.phase {
+            self.answered_ns = Some(now_ns);
+            if was_good(since_ns) {
+                self.failures = 0;
+            }
         }
+        let wait = self.backoff_ns(now_ns);
+        self.failures = self.failures.saturating_add(1);
+        self.wait(now_ns.saturating_add(wait));
+    }
+
+    /// Another process commits this gateway's streams. When central says which (`known`), the next connection comes at
+    /// once, unless it was sent around too often; otherwise as after a failure.
+    pub fn elsewhere(&mut self, now_ns: u64, known: bool) {
+        if matches!(self.phase, Phase::Waiting { .. }) {
+            return;
+        }
+        self.answered_ns = Some(now_ns);
+        if known && self.redirects < REDIRECTS_IN_A_ROW {
+            self.redirects += 1;
+            self.wait(now_ns);
+        } else {
+            self.redirects = 0;
+            self.disconnected(now_ns);
+        }
+    }
+
+    fn wait(&mut self, until_ns: u64) {
         self.queue.clear();
         self.open.clear();
         self.streams.clear();
         self.in_flight = (0, 0);
         self.stuck = None;
         self.halted_since_ns = None;
-        self.phase = Phase::Waiting { until_ns: now_ns.saturating_add(self.backoff_ns()) };
-        self.failures = self.failures.saturating_add(1);
+        self.phase = Phase::Waiting { until_ns };
     }
 
     fn close(&mut self, now_ns: u64, why: &str) {
@@ -345,9 +378,12 @@ impl Forwarder {
     }
 
     /// Exponential with jitter: half of the step for certain, half by chance, so that a fleet does not come back as one.
-    fn backoff_ns(&self) -> u64 {
+    fn backoff_ns(&self, now_ns: u64) -> u64 {
+        let lately = |t: u64| now_ns.saturating_sub(t) < nanos(self.config.backoff_max);
+        let answered = self.answered_ns.is_some_and(lately);
+        let most = if answered { self.config.backoff_answered } else { self.config.backoff_max };
         let step = nanos(self.config.backoff_min).saturating_mul(1 << self.failures.min(20));
-        let step = step.min(nanos(self.config.backoff_max));
+        let step = step.min(nanos(most));
         step / 2 + self.random.next_u64() % (step / 2 + 1)
     }
 
@@ -357,6 +393,7 @@ impl Forwarder {
             return self.close(now_ns, "central said Welcome twice");
         }
         self.phase = Phase::Open { since_ns: now_ns };
+        self.redirects = 0;
         self.last_ack_ns = now_ns;
         for s in streams {
             let known =

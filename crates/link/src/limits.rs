@@ -30,3 +30,6 @@ pub const HANDSHAKES_MAX: usize = 64;
 const _: () = assert!(BLOCK_BYTES_MAX + 64 * 1024 < MESSAGE_BYTES_MAX);
 const _: () = assert!(COLUMNS_MAX <= 1_024);
 const _: () = assert!(IN_FLIGHT_BYTES >= 2 * BLOCK_BYTES_MAX);
+
+/// So often in a row a gateway follows central's word to another process at once; then it rests like after a failure.
+pub const REDIRECTS_IN_A_ROW: u32 = 4;

@@ -535,3 +535,38 @@ fn waits_grow_to_their_bound_and_start_over_after_success() {
     f.disconnected(now);
     assert!(f.next_deadline_ns().expect("a time") - now <= 200_000_000);
 }
+
+#[test]
+fn a_gateway_follows_central_to_the_owner_at_once_but_not_in_circles() {
+    let config = Config::default();
+    let mut f = Forwarder::new(config, Arc::new(SeededRandom::new(1)), Position(0));
+    let mut now = 0;
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        assert!(drain(&mut f).contains(&Out::Connect));
+        f.connected(now);
+        f.elsewhere(now, true);
+        let next = f.next_deadline_ns().expect("a time to come back");
+        waits.push(next - now);
+        now = next;
+        f.tick(now);
+    }
+    let rests = waits.iter().filter(|w| **w > 0).count();
+    assert_eq!((rests, waits[4] > 0, waits[9] > 0), (2, true, true), "{waits:?}");
+    // A process that was asked last is gone, but central answered a moment ago: no long rests.
+    for _ in 0..8 {
+        f.disconnected(now);
+        let next = f.next_deadline_ns().expect("a time to come back");
+        assert!(next - now <= 1_000_000_000, "{}", next - now);
+        now = next;
+        f.tick(now);
+    }
+    // Nobody answers for long: the usual rests.
+    for _ in 0..12 {
+        f.disconnected(now);
+        now = f.next_deadline_ns().expect("a time to come back");
+        f.tick(now);
+    }
+    f.disconnected(now);
+    assert!(f.next_deadline_ns().expect("a time") - now >= 5_000_000_000);
+}
