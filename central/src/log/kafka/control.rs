@@ -22,6 +22,8 @@ use std::{
 };
 
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Processes that begin together fence each other; one of them gets through.
+const IDENTITY_TRIES: u32 = 40;
 const LOG_ID: &str = "log-id";
 
 /// The log's identity: read, or made when there is none. Blocks.
@@ -33,23 +35,31 @@ pub(super) fn identity(options: &KafkaOptions, random: &dyn Random) -> Result<St
         Ok(newest.and_then(|(_, value)| String::from_utf8(value?).ok()))
     };
     let shape = format!("{} {}", options.partitions, options.shards);
-    let text = match stored()? {
-        Some(text) => text,
-        None => {
-            // Two processes that begin at the same time fence each other: one of them writes, and both read it.
-            let id = format!("{:016x}{:016x}", random.next_u64(), random.next_u64());
-            let owner = Owner::named(options, &format!("{}-control", options.prefix));
-            let owner = owner.map_err(|e| format!("the log's identity cannot be written: {e}"))?;
-            match stored()? {
-                Some(text) => text,
-                None => {
-                    let text = format!("{id} {shape}");
-                    let written = owner.publish(options, LOG_ID, &text);
-                    written.map_err(|e| format!("the log's identity cannot be written: {e}"))?;
-                    text
-                }
-            }
+    let make = || -> Result<String, String> {
+        // Two processes that begin at the same time fence each other: one of them writes, and all read it.
+        let id = format!("{:016x}{:016x}", random.next_u64(), random.next_u64());
+        let owner =
+            Owner::named(options, &format!("{}-control", options.prefix)).map_err(|e| e.to_string())?;
+        if let Some(text) = stored()? {
+            return Ok(text);
         }
+        let text = format!("{id} {shape}");
+        owner.publish(options, LOG_ID, &text).map(|()| text).map_err(|e| e.to_string())
+    };
+    let mut tries = 0;
+    let text = loop {
+        if let Some(text) = stored()? {
+            break text;
+        }
+        match make() {
+            Ok(text) => break text,
+            Err(error) if tries == IDENTITY_TRIES => {
+                return Err(format!("the log's identity cannot be written: {error}"));
+            }
+            Err(error) => tracing::debug!(error, "the log's identity is asked for again"),
+        }
+        tries += 1;
+        std::thread::sleep(Duration::from_millis(50 + random.next_u64() % 200));
     };
     match text.split_once(' ') {
         Some((id, found)) if found == shape => Ok(id.to_owned()),
