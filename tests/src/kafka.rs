@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -53,9 +54,10 @@ impl Kafka {
 
     /// Lines of central's `[log]` for a log of its own here.
     pub fn central_log(&self) -> String {
-        let (brokers, unique) = (&self.address, std::process::id());
+        static LOGS: AtomicU32 = AtomicU32::new(0);
+        let (brokers, unique, n) = (&self.address, std::process::id(), LOGS.fetch_add(1, Ordering::Relaxed));
         format!(
-            "kind = \"kafka\"\nbrokers = [{brokers:?}]\nprefix = \"t{unique}\"\npartitions = 2\nprogress-partitions = 2\n\
+            "kind = \"kafka\"\nbrokers = [{brokers:?}]\nprefix = \"t{unique}-{n}\"\npartitions = 2\nprogress-partitions = 2\n\
              replication = 1\nmin-isr = 1"
         )
     }

@@ -18,6 +18,7 @@
 
 pub mod bench;
 pub mod chaos;
+pub mod cluster;
 pub mod demo;
 pub mod http_load;
 pub mod kafka;

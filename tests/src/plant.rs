@@ -36,6 +36,10 @@ pub struct Options {
     pub buffer: String,
     /// The gateway's program; the one of the tests' own build when not given.
     pub gateway_program: Option<PathBuf>,
+    /// Where the gateway looks for central; the plant's own when empty.
+    pub centrals: Vec<SocketAddr>,
+    /// What the plant's central does; everything when empty.
+    pub roles: Vec<&'static str>,
     /// Lines of central's `[log]`; the embedded one when empty.
     pub log: String,
     /// Lines of central's `[clickhouse]`; the embedded engine when empty.
@@ -94,7 +98,7 @@ impl Plant {
             std::fs::write(plant.path("rules/rules.yaml"), &options.rules)?;
         }
         plant.configure_gateway(options)?;
-        std::fs::write(plant.path("central.toml"), plant.central_toml(options))?;
+        plant.configure_central(options, "central", &options.roles, plant.link, plant.api.address())?;
         Ok(plant)
     }
 
@@ -118,6 +122,26 @@ impl Plant {
         Ok(std::fs::write(self.path("gateway.toml"), self.gateway_toml(options)?)?)
     }
 
+    /// Writes the configuration of a process of central: `NAME.toml`, with the data folder `NAME-data`.
+    pub fn configure_central(
+        &self,
+        options: &Options,
+        name: &str,
+        roles: &[&str],
+        link: SocketAddr,
+        api: SocketAddr,
+    ) -> anyhow::Result<()> {
+        let toml = central_toml(options, name, roles, link, api);
+        Ok(std::fs::write(self.path(&format!("{name}.toml")), toml)?)
+    }
+
+    /// Starts a process of central that was configured under this name; its log is `NAME.log`.
+    pub fn start_process(&self, name: &str) -> anyhow::Result<Program> {
+        let config = text(&self.path(&format!("{name}.toml")))?;
+        let command = program::ours("tidegate-central")?;
+        Program::start(name, &command, &["--config", &config], &self.path(&format!("{name}.log")))
+    }
+
     /// Starts the gateway; it may still be recovering when this returns.
     pub fn start_gateway(&mut self) -> anyhow::Result<()> {
         let config = text(&self.path("gateway.toml"))?;
@@ -129,10 +153,7 @@ impl Plant {
 
     /// Starts central.
     pub fn start_central(&mut self) -> anyhow::Result<()> {
-        let config = text(&self.path("central.toml"))?;
-        let command = program::ours("tidegate-central")?;
-        let log = self.path("central.log");
-        self.central = Some(Program::start("tidegate-central", &command, &["--config", &config], &log)?);
+        self.central = Some(self.start_process("central")?);
         Ok(())
     }
 
@@ -217,6 +238,9 @@ impl Plant {
     }
 
     fn gateway_toml(&self, options: &Options) -> anyhow::Result<String> {
+        let own = [self.link];
+        let centrals = if options.centrals.is_empty() { &own[..] } else { &options.centrals };
+        let urls: Vec<String> = centrals.iter().map(|address| format!("https://{address}")).collect();
         let mut toml = format!(
             r#"[gateway]
 id = "{GATEWAY}"
@@ -224,7 +248,7 @@ data-dir = "gateway-data"
 admin = "{}"
 
 [central]
-url = "https://{}"
+url = {urls:?}
 tls = {{ ca = "pki/ca.pem", cert = "pki/{GATEWAY}.pem", key = "pki/{GATEWAY}.key" }}
 
 [source.floor]
@@ -235,7 +259,7 @@ bind = "{}"
 kind = "http"
 bind = "{}"
 "#,
-            self.admin, self.link, self.mqtt, self.http
+            self.admin, self.mqtt, self.http
         );
         toml.push_str("\n[buffer]\n");
         if !options.quota.is_empty() {
@@ -254,15 +278,18 @@ bind = "{}"
         toml.push_str(&options.streams);
         Ok(toml)
     }
+}
 
-    fn central_toml(&self, options: &Options) -> String {
-        let list = |items: &[String]| serde_json::to_string(items).unwrap_or_default();
-        let mut toml = format!(
-            r#"[central]
-data-dir = "central-data"
+fn central_toml(options: &Options, name: &str, roles: &[&str], link: SocketAddr, api: SocketAddr) -> String {
+    let list = |items: &[String]| serde_json::to_string(items).unwrap_or_default();
+    let roles = if roles.is_empty() { String::new() } else { format!("roles = {roles:?}") };
+    let mut toml = format!(
+        r#"[central]
+data-dir = "{name}-data"
+{roles}
 
 [link]
-bind = "{}"
+bind = "{link}"
 tls = {{ ca = "pki/ca.pem", cert = "pki/central.pem", key = "pki/central.key", revoked = "pki/revoked.txt" }}
 
 [log]
@@ -272,25 +299,22 @@ tls = {{ ca = "pki/ca.pem", cert = "pki/central.pem", key = "pki/central.key", r
 {}
 
 [api]
-bind = "{}"
+bind = "{api}"
 "#,
-            self.link,
-            if options.log.is_empty() { "kind = \"embedded\"" } else { &options.log },
-            if options.clickhouse.is_empty() { "embedded = true" } else { &options.clickhouse },
-            self.api.address()
+        if options.log.is_empty() { "kind = \"embedded\"" } else { &options.log },
+        if options.clickhouse.is_empty() { "embedded = true" } else { &options.clickhouse },
+    );
+    if !options.rules.is_empty() {
+        let (managers, hooks) = (list(&options.alertmanagers), list(&options.webhooks));
+        let _ = write!(
+            toml,
+            "\n[alerts]\nrules = [\"rules/*.yaml\"]\nalertmanagers = {managers}\nwebhooks = {hooks}\n"
         );
-        if !options.rules.is_empty() {
-            let (managers, hooks) = (list(&options.alertmanagers), list(&options.webhooks));
-            let _ = write!(
-                toml,
-                "\n[alerts]\nrules = [\"rules/*.yaml\"]\nalertmanagers = {managers}\nwebhooks = {hooks}\n"
-            );
-        }
-        toml
     }
+    toml
 }
 
-async fn ready(name: &str, address: SocketAddr, program: &mut Program) -> anyhow::Result<()> {
+pub(crate) async fn ready(name: &str, address: SocketAddr, program: &mut Program) -> anyhow::Result<()> {
     let url = format!("http://{address}/readyz");
     let mut ended = None;
     let result = wait::until_true(&format!("{name} ready"), READY, async || {
