@@ -8,13 +8,14 @@ use crate::{
 use ::link::{server::ServerConfigLimits, tls::TlsFiles};
 use daemon::config::{Checker, ConfigErrors, Document, Section};
 use std::{
-    collections::BTreeMap,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 use thiserror::Error;
+
+mod kafka;
 
 /// What a process of central does; all in one by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,7 +227,7 @@ fn log(section: &Section<'_>, at: (bool, Option<String>), roles: Roles) -> Log {
     let kind = section.string("kind").or("embedded".into());
     match kind.as_str() {
         "embedded" => Log::Embedded(embedded_log(section)),
-        "kafka" => Log::Kafka(kafka_log(section, at, roles)),
+        "kafka" => Log::Kafka(kafka::log(section, at, roles)),
         other => {
             section.error(
                 "kind",
@@ -235,55 +236,6 @@ fn log(section: &Section<'_>, at: (bool, Option<String>), roles: Roles) -> Log {
             section.ignore_rest();
             default_log()
         }
-    }
-}
-
-fn kafka_log(section: &Section<'_>, at: (bool, Option<String>), roles: Roles) -> KafkaOptions {
-    let count = |key: &str, range, default: u32| {
-        u32::try_from(section.integer(key, range).or(default.into())).unwrap_or(default)
-    };
-    let brokers = section.strings("brokers").required();
-    for broker in &brokers {
-        if !broker
-            .rsplit_once(':')
-            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-        {
-            section.error("brokers", format!("`{broker}` is not HOST:PORT"));
-        }
-    }
-    let prefix = section.string("prefix").or("tidegate".into());
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if prefix.is_empty() || prefix.len() > 64 || !prefix.chars().all(plain) {
-        section.error("prefix", "may hold 1 to 64 of ASCII letters, digits, '-', '_' and '.'");
-    }
-    let partitions = count("partitions", 1..=1_024, 16);
-    let shards = count("progress-partitions", 1..=1_024, 16);
-    if partitions % shards != 0 && shards % partitions != 0 {
-        section.error(
-            "partitions",
-            format!("{partitions} and progress-partitions {shards}: one must be a multiple of the other"),
-        );
-    }
-    let (replication, min_isr) = (count("replication", 1..=16, 3), count("min-isr", 1..=16, 2));
-    if min_isr > replication {
-        section
-            .error("min-isr", format!("{min_isr} copies cannot be asked for where there are {replication}"));
-    }
-    let (link, advertise) = at;
-    if link && advertise.is_none() {
-        section.error("kind", "with \"kafka\" other processes must know where gateways reach this one: set link.advertise = \"https://HOST:7443\"");
-    }
-    KafkaOptions {
-        brokers,
-        prefix,
-        partitions,
-        shards,
-        replication: i32::try_from(replication).unwrap_or(i32::MAX),
-        min_isr,
-        retention: section.duration("retention", "1 h", "3650 d").or(Duration::from_secs(7 * 86_400)),
-        client: BTreeMap::new(),
-        advertise: advertise.filter(|_| link),
-        sink: roles.sink,
     }
 }
 
@@ -321,17 +273,20 @@ fn clickhouse(section: &Section<'_>) -> ClickHouse {
     }
     let url = section.parsed("url", String::new(), clickhouse_url).required();
     let user = section.string("user").or("default".into());
-    let password = match section.path_to("password-file").optional() {
-        None => String::new(),
-        Some(path) => fs::read_to_string(&path).map_or_else(
-            |e| {
-                section.error("password-file", format!("{}: {e}", path.display()));
-                String::new()
-            },
-            |text| text.trim_end_matches(['\r', '\n']).to_owned(),
-        ),
-    };
+    let password = password(section);
     ClickHouse::Server { url, user, password, database }
+}
+
+/// The first line of `password-file`; nothing when the key is not there.
+fn password(section: &Section<'_>) -> String {
+    let Some(path) = section.path_to("password-file").optional() else { return String::new() };
+    match fs::read_to_string(&path) {
+        Ok(text) => text.lines().next().unwrap_or_default().to_owned(),
+        Err(e) => {
+            section.error("password-file", format!("{}: {e}", path.display()));
+            String::new()
+        }
+    }
 }
 
 fn alerts(section: &Section<'_>) -> Alerts {
@@ -434,6 +389,48 @@ tls = { ca = "ca.pem", cert = "central.pem", key = "central.key" }
             panic!("kafka")
         };
         assert_eq!(k.advertise, None);
+    }
+
+    #[test]
+    fn kafka_over_tls_with_a_password_and_options() {
+        let folder = tempfile::TempDir::new().expect("temp dir");
+        let put = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("writes");
+        put("ca.pem", "");
+        put("password", "s3cret\nsecond line\n");
+        let parse = |more: &str| {
+            let text = SMALL.replace("[link]", "[link]\nbind = \"127.0.0.1:7443\"");
+            let text = format!("{text}\n[log]\nkind = \"kafka\"\nbrokers = \"k1:9092\"\n{more}");
+            Config::parse(&text, &folder.path().join("central.toml"), None).map(|c| c.log)
+        };
+        let good = "client-id = \"c1\"\ntls = { ca = \"ca.pem\" }\n\
+                    sasl = { mechanism = \"SCRAM-SHA-512\", user = \"u\", password-file = \"password\" }\n\
+                    options = { \"socket.keepalive.enable\" = true, \"statistics.interval.ms\" = 5000 }\n";
+        let Log::Kafka(k) = parse(good).expect("fine") else { panic!("kafka") };
+        let get = |key: &str| k.client.0.get(key).map(String::as_str);
+        assert_eq!(get("security.protocol"), Some("sasl_ssl"));
+        assert_eq!((get("sasl.password"), get("client.id")), (Some("s3cret"), Some("c1")));
+        assert_eq!(
+            (get("socket.keepalive.enable"), get("statistics.interval.ms")),
+            (Some("true"), Some("5000"))
+        );
+        assert!(!format!("{k:?}").contains("s3cret"), "{k:?}");
+        let bad = "tls = { ca = \"no.pem\", cert = \"ca.pem\" }\nsasl = { mechanism = \"GSSAPI\", user = \"u\" }\n\
+                   options = { \"acks\" = 1, \"no.such\" = 1, \"socket.keepalive.enable\" = 7 }\n";
+        let errors = parse(bad).expect_err("wrong").errors;
+        let all: Vec<String> = errors.iter().map(|e| format!("{} {}", e.key, e.message)).collect();
+        for needle in [
+            "no.pem is no file",
+            "cert and key go together",
+            "log.sasl.mechanism",
+            "password-file is missing",
+            "log.options.acks belongs to the log",
+            "no.such",
+            "log.options.socket.keepalive.enable",
+        ] {
+            assert!(all.iter().any(|e| e.contains(needle)), "{needle} in {all:?}");
+        }
+        let plain = "sasl = { mechanism = \"PLAIN\", user = \"u\", password-file = \"password\" }";
+        assert!(parse(plain).expect_err("refused").to_string().contains("PLAIN sends the password as it is"));
     }
 
     #[test]

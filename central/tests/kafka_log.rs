@@ -1,12 +1,16 @@
 //! The log in a real Apache Kafka: what the trait promises, with several processes' worth of logs on one broker.
 
 use bytes::Bytes;
-use daemon::clock::SystemRandom;
+use daemon::clock::{SystemClock, SystemRandom};
+use link::pki::{Role, Validity};
 use rdkafka::{
     ClientConfig,
     producer::{FutureProducer, FutureRecord},
 };
-use record::{Digest, GatewayId, Incarnation, Seq, StreamName, chain_hash, clock::Random};
+use record::{
+    Digest, GatewayId, Incarnation, Seq, StreamName, chain_hash,
+    clock::{Clock as _, Random},
+};
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -17,10 +21,11 @@ use std::{
 use tempfile::TempDir;
 use tidegate_central::{
     SINK_GROUP,
+    config::Config,
     log::{
         ClaimError, CommitError, ContentType, DataRecord, Head, Lease, Log, Offset, Partition, Progress,
         ProgressRecord, ReadError, RecordHeaders, Shard,
-        kafka::{Kafka, KafkaOptions},
+        kafka::{ClientOptions, Kafka, KafkaOptions},
         shard_of,
     },
 };
@@ -50,9 +55,24 @@ impl Broker {
         me
     }
 
+    /// One of our own with these lines of `server.properties`, which knows the user `central`.
+    fn with(folder: TempDir, settings: &[(&str, &str)]) -> Self {
+        let mut me = Self { address: String::new(), folder: Some(folder) };
+        let set: Vec<String> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut set: Vec<String> = set.into_iter().flat_map(|line| ["--set".to_owned(), line]).collect();
+        set.extend(["--user".to_owned(), "central=s3cret".to_owned()]);
+        me.address = me.ask_with("start", &set)["address"].as_str().expect("an address").to_owned();
+        me
+    }
+
     fn ask(&self, what: &str) -> serde_json::Value {
+        self.ask_with(what, &[])
+    }
+
+    fn ask_with(&self, what: &str, more: &[String]) -> serde_json::Value {
         let folder = self.folder.as_ref().expect("ours").path().join("broker");
-        let out = Command::new(xtask()).args(["kafka", what, "--json", "--dir"]).arg(folder).output();
+        let mut ask = Command::new(xtask());
+        let out = ask.args(["kafka", what, "--json", "--dir"]).arg(folder).args(more).output();
         let out = out.expect("runs");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         serde_json::from_slice(&out.stdout).expect("json")
@@ -76,7 +96,7 @@ fn options(broker: &Broker, prefix: &str, node: &str) -> KafkaOptions {
         replication: 1,
         min_isr: 1,
         retention: Duration::from_secs(86_400),
-        client: BTreeMap::new(),
+        client: ClientOptions::default(),
         advertise: Some(format!("https://{node}:7443")),
         sink: true,
     }
@@ -262,4 +282,65 @@ async fn foreign_records_go_to_quarantine_and_other_topics_are_refused() {
     let refused = Kafka::open(longer, Arc::new(SystemRandom)).await.expect_err("kept too short");
     assert!(refused.contains("retention.ms 86400000, which must be 2592000000 at least"), "{refused}");
     log.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_reached_over_tls_with_scram() {
+    let folder = TempDir::new().expect("temp dir");
+    let pki = folder.path().join("pki");
+    let valid = Validity::days(SystemClock::new().wall_ns(), 2);
+    link::pki::init(&pki, "test", valid).expect("an authority");
+    link::pki::issue(&pki, "broker", &Role::Server(vec!["localhost".into()]), valid).expect("a certificate");
+    link::pki::issue(&pki, "central", &Role::Gateway, valid).expect("a certificate");
+    let read = |name: &str| std::fs::read_to_string(pki.join(name)).expect("is there");
+    let store = pki.join("broker-all.pem");
+    std::fs::write(&store, read("broker.key") + &read("broker.pem")).expect("writes");
+    std::fs::write(pki.join("password"), "s3cret\n").expect("writes");
+    let secure = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("a port");
+    let listen = format!("SECURE://localhost:{}", secure.port());
+    let plain = format!("PLAINTEXT://127.0.0.1:{{port}},{listen}");
+    let (store, ca) = (store.display().to_string(), pki.join("ca.pem").display().to_string());
+    let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+    let _broker = Broker::with(
+        folder,
+        &[
+            ("listeners", &format!("{plain},CONTROLLER://127.0.0.1:{{controller-port}}")),
+            ("advertised.listeners", &plain),
+            ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL"),
+            ("sasl.enabled.mechanisms", "SCRAM-SHA-512"),
+            ("listener.name.secure.scram-sha-512.sasl.jaas.config", scram),
+            ("listener.name.secure.ssl.client.auth", "required"),
+            ("ssl.keystore.type", "PEM"),
+            ("ssl.keystore.location", &store),
+            ("ssl.truststore.type", "PEM"),
+            ("ssl.truststore.location", &ca),
+        ],
+    );
+    let prefix = prefix();
+    let toml = |password: &str| {
+        format!(
+            "[central]\ndata-dir = \"d\"\n[link]\nbind = \"127.0.0.1:7443\"\n\
+             tls = {{ ca = \"ca.pem\", cert = \"central.pem\", key = \"central.key\" }}\n[log]\nkind = \"kafka\"\n\
+             brokers = [\"localhost:{}\"]\nprefix = \"{prefix}\"\npartitions = {PARTITIONS}\n\
+             progress-partitions = 2\nreplication = 1\nmin-isr = 1\n\
+             tls = {{ ca = \"ca.pem\", cert = \"central.pem\", key = \"central.key\" }}\n\
+             sasl = {{ mechanism = \"SCRAM-SHA-512\", user = \"central\", password-file = \"{password}\" }}\n",
+            secure.port()
+        )
+    };
+    let of = |password: &str| {
+        let config = Config::parse(&toml(password), &pki.join("central.toml"), None).expect("fine");
+        let tidegate_central::config::Log::Kafka(options) = config.log else { panic!("kafka") };
+        options
+    };
+    let log = open(of("password")).await;
+    owns_shards(&log, 2).await;
+    let (shard, plant) = (Shard(1), gateway(Shard(1)));
+    log.claim(shard).await.expect("claims");
+    log.commit_group(shard, vec![data(&plant, 1)], vec![head(&plant, 1)]).await.expect("commits");
+    assert_eq!(read_all(&log, SINK_GROUP, 1 << 20).await, [1]);
+    log.close().await;
+    std::fs::write(pki.join("wrong"), "other\n").expect("writes");
+    let refused = Kafka::open(of("wrong"), Arc::new(SystemRandom)).await.expect_err("the wrong password");
+    assert!(refused.contains("uthentication"), "{refused}");
 }

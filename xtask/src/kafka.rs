@@ -26,14 +26,18 @@ const STOPPED: Duration = Duration::from_secs(20);
 struct Asked {
     dir: PathBuf,
     json: bool,
-    /// Lines that replace those of `server.properties`.
+    /// Lines that replace those of `server.properties`; `{port}` and `{controller-port}` in them are the broker's.
     settings: Vec<(String, String)>,
+    /// Users of a new broker and their passwords, for SCRAM-SHA-512; loopback only, for trials and tests.
+    users: Vec<(String, String)>,
 }
 
 /// `start`, `run`, `stop` or `status`.
 pub(crate) fn kafka(arguments: &[String]) -> anyhow::Result<()> {
     let Some((what, rest)) = arguments.split_first() else {
-        bail!("cargo xtask kafka start|run|stop|status [--dir DIR] [--set KEY=VALUE]… [--json]");
+        bail!(
+            "cargo xtask kafka start|run|stop|status [--dir DIR] [--set KEY=VALUE]… [--user NAME=PASSWORD]… [--json]"
+        );
     };
     let asked = asked(rest)?;
     match what.as_str() {
@@ -47,7 +51,7 @@ pub(crate) fn kafka(arguments: &[String]) -> anyhow::Result<()> {
 
 fn asked(mut rest: &[String]) -> anyhow::Result<Asked> {
     let dir = Workspace::get()?.target.join("kafka");
-    let mut asked = Asked { dir, json: false, settings: Vec::new() };
+    let mut asked = Asked { dir, json: false, settings: Vec::new(), users: Vec::new() };
     while let Some((first, after)) = rest.split_first() {
         rest = after;
         let mut value = || -> anyhow::Result<&String> {
@@ -61,6 +65,10 @@ fn asked(mut rest: &[String]) -> anyhow::Result<Asked> {
             "--set" => {
                 let (key, value) = value()?.split_once('=').context("--set KEY=VALUE")?;
                 asked.settings.push((key.to_owned(), value.to_owned()));
+            }
+            "--user" => {
+                let (name, password) = value()?.split_once('=').context("--user NAME=PASSWORD")?;
+                asked.users.push((name.to_owned(), password.to_owned()));
             }
             other => bail!("kafka: unknown argument {other:?}"),
         }
@@ -121,7 +129,7 @@ fn prepare(asked: &Asked) -> anyhow::Result<Prepared> {
     let properties = asked.dir.join("server.properties");
     fs::write(&properties, settings(asked, port, controller))?;
     if !asked.dir.join("data/meta.properties").is_file() {
-        format(&jars, &properties)?;
+        format(&jars, &properties, &asked.users)?;
     }
     let mut java = Command::new("java");
     java.args(["-XX:TieredStopAtLevel=1", "-Xms256m", "-Xmx512m", "-cp"]);
@@ -134,7 +142,7 @@ fn prepare(asked: &Asked) -> anyhow::Result<Prepared> {
 }
 
 /// Makes the storage of a new cluster.
-fn format(jars: &Path, properties: &Path) -> anyhow::Result<()> {
+fn format(jars: &Path, properties: &Path, users: &[(String, String)]) -> anyhow::Result<()> {
     let tool = || {
         let mut java = Command::new("java");
         java.arg("-cp").arg(class_path(jars)).arg("kafka.tools.StorageTool");
@@ -143,7 +151,12 @@ fn format(jars: &Path, properties: &Path) -> anyhow::Result<()> {
     let made = tool().arg("random-uuid").stderr(Stdio::null()).output().context("cannot run java")?;
     let id = String::from_utf8(made.stdout)?.trim().to_owned();
     ensure!(!id.is_empty(), "Kafka's StorageTool made no id");
-    let formatted = tool().args(["format", "-t", &id, "--standalone", "-c"]).arg(properties).output()?;
+    let mut format = tool();
+    format.args(["format", "-t", &id, "--standalone", "-c"]).arg(properties);
+    for (name, password) in users {
+        format.arg("--add-scram").arg(format!("SCRAM-SHA-512=[name={name},password={password}]"));
+    }
+    let formatted = format.output()?;
     let said = || {
         String::from_utf8_lossy(&[formatted.stdout.clone(), formatted.stderr.clone()].concat()).into_owned()
     };
@@ -184,7 +197,11 @@ fn settings(asked: &Asked, port: u16, controller: u16) -> String {
         all.push(own(key, ms.into()));
     }
     all.retain(|(key, _)| !asked.settings.iter().any(|(other, _)| other == key));
-    all.extend(asked.settings.iter().cloned());
+    let ports = [("{port}", port.to_string()), ("{controller-port}", controller.to_string())];
+    all.extend(asked.settings.iter().map(|(key, value)| {
+        let put = |value: String, (name, port): &(&str, String)| value.replace(name, port);
+        (key.clone(), ports.iter().fold(value.clone(), put))
+    }));
     all.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
 }
 

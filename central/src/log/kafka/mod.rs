@@ -71,11 +71,30 @@ pub struct KafkaOptions {
     /// How long records are kept, at least.
     pub retention: Duration,
     /// Further options of the client.
-    pub client: BTreeMap<String, String>,
+    pub client: ClientOptions,
     /// Where gateways reach this process; none for one without the link role.
     pub advertise: Option<String>,
     /// Whether this process has the sink role.
     pub sink: bool,
+}
+
+/// Options of librdkafka by their names. What they print has no values: one may be a password.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ClientOptions(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for ClientOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// Whether librdkafka knows an option and takes the value.
+pub fn check_client(key: &str, value: &str) -> Result<(), String> {
+    match ClientConfig::new().set(key, value).create_native_config() {
+        Ok(_) => Ok(()),
+        Err(rdkafka::error::KafkaError::ClientConfig(_, reason, _, _)) => Err(reason),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 impl KafkaOptions {
@@ -89,8 +108,8 @@ impl KafkaOptions {
 
     fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.brokers.join(",")).set("client.id", "tidegate-central");
-        for (key, value) in &self.client {
+        config.set("bootstrap.servers", self.brokers.join(","));
+        for (key, value) in &self.client.0 {
             config.set(key, value);
         }
         config

@@ -1,13 +1,19 @@
 //! The topics, and what they must be like for the promise to hold.
 
-use super::KafkaOptions;
+use super::{KafkaOptions, blocking};
 use rdkafka::{
+    ClientContext,
     admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     error::{KafkaError, KafkaResult},
+    message::DeliveryResult,
+    producer::{BaseProducer, Producer, ProducerContext},
     types::RDKafkaErrorCode,
 };
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// How long a broker may take to answer what is asked at the start, once.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
@@ -39,8 +45,51 @@ fn all(options: &KafkaOptions) -> [Topic; 4] {
     ]
 }
 
+/// What the client last complained about: its answers say no more than that they are late.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<String>>);
+
+impl ClientContext for Heard {
+    fn error(&self, error: KafkaError, reason: &str) {
+        // That all are down is said after the reason of each.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            return;
+        }
+        reason.clone_into(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl ProducerContext for Heard {
+    type DeliveryOpaque = ();
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
+/// Waits until a broker answers. Blocks.
+fn reach(options: &KafkaOptions) -> Result<(), String> {
+    let heard = Heard::default();
+    let asker: BaseProducer<Heard> = options
+        .client()
+        .create_with_context(heard.clone())
+        .map_err(|e| format!("the client's options: {e}"))?;
+    let mut asks = 1;
+    while let Err(error) = asker.client().fetch_metadata(None, ASK_TIMEOUT) {
+        // Complaints come while it is polled.
+        (0..100).for_each(|_| asker.poll(Duration::ZERO));
+        let reason = heard.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let hopeless = ["uthentication fail", "SSL handshake failed"].iter().any(|why| reason.contains(why));
+        if hopeless || asks == ASKS {
+            return Err(format!("no broker of {} answers: {error}; {reason}", options.brokers.join(",")));
+        }
+        tracing::warn!(asks, reason, "no broker answers yet; they are asked again");
+        asks += 1;
+    }
+    Ok(())
+}
+
 /// Makes the topics that are not there, and checks those that are; all that is wrong at once.
 pub(super) async fn ensure(options: &KafkaOptions) -> Result<(), String> {
+    let asked = options.clone();
+    blocking(move || reach(&asked)).await??;
     let admin: AdminClient<DefaultClientContext> =
         options.client().create().map_err(|e| format!("the client's options: {e}"))?;
     let ask = AdminOptions::new().request_timeout(Some(ASK_TIMEOUT)).operation_timeout(Some(ASK_TIMEOUT));
