@@ -1,8 +1,8 @@
 //! The link role: gateways knock here, their blocks go into the log, and they are acknowledged when they stand there.
 //!
 //! In data order: [`session`] (one per gateway: who is it, may its schemas be, is a block what it says) → [`committer`]
-//! (one per shard that this process owns, started by [`owner`]: order, repeats, gaps; groups; commit; acknowledge).
-//! [`gateways`] is what both let the API see.
+//! (one per shard that this process owns, started by [`owner`]: order, repeats, gaps; groups; commit; acknowledge). What
+//! a committer does is decided by [`core`], which does no I/O. [`gateways`] is what both let the API see.
 //!
 //! Invariants:
 //! - a block is acknowledged only after the log has it durably, together with the head of its chain;
@@ -12,6 +12,7 @@
 //! - what waits to be committed is bounded; a full log makes gateways wait, it loses nothing.
 
 mod committer;
+pub mod core;
 pub mod gate;
 pub mod gateways;
 mod metrics;

@@ -390,6 +390,11 @@ impl Receiver {
         out
     }
 
+    /// Whose session it is, while it stands.
+    pub fn gateway(&self, id: SessionId) -> Option<&GatewayId> {
+        self.sessions.get(&id)
+    }
+
     /// The seq that a stream waits for.
     pub fn expected(&self, gateway: &GatewayId, stream: &StreamName) -> Seq {
         let known = self.gateways.get(gateway).and_then(|g| g.streams.get(stream));
