@@ -6,7 +6,9 @@
 //!
 //! Invariants:
 //! - [`Output::Through`] never names a position before all blocks up to it are stored by central, and never goes back;
-//! - what central already has (its Welcome says so) is not sent again;
+//! - what central already has (its Welcome says so) is not sent again, and counts as stored only when the block that ends
+//!   where central stands is seen to be the same: in a folder that was restored or cloned it is another one, and the
+//!   blocks before it are others, too;
 //! - blocks of a stream leave in order and without gaps; a stream that cannot go on is halted alone, its data stays in
 //!   the log, and it is tried again with a new session after a while;
 //! - memory is bounded by the window plus one entry.
@@ -182,6 +184,8 @@ struct Stream {
     acked: Seq,
     /// Sent (or known to be stored) through.
     sent: Seq,
+    /// The first block before the seq of the Welcome that was read, until the block that ends there is seen to be the same.
+    unproven: Option<Position>,
     halted: bool,
     in_flight: VecDeque<InFlight>,
 }
@@ -446,13 +450,15 @@ impl Forwarder {
         let halt = if last == known && item.hash() != known_hash {
             Halt::Diverged { last: known }
         } else if last <= stream.sent {
+            // The chain of hashes makes one block the proof of all before it.
+            stream.unproven = if last < known { stream.unproven.or(Some(position)) } else { None };
             return false;
         } else if first <= stream.sent {
             Halt::Diverged { last: stream.sent }
         } else if first != stream.sent.next() {
             Halt::Gap { expected: stream.sent.next(), found: first }
         } else {
-            stream.sent = last;
+            (stream.sent, stream.unproven) = (last, None);
             return true;
         };
         self.halt(now_ns, item.stream().clone(), halt);
@@ -465,6 +471,9 @@ impl Forwarder {
         let stuck = self.stuck.map_or(position, |s| s.min(position));
         self.stuck = Some(stuck);
         while self.open.pop_back_if(|o| o.position >= stuck).is_some() {}
+        if let Some(last) = self.open.back_mut() {
+            last.covers = last.covers.min(Position(stuck.0.saturating_sub(1)));
+        }
     }
 
     fn halt(&mut self, now_ns: u64, name: StreamName, why: Halt) {
@@ -477,6 +486,9 @@ impl Forwarder {
             self.in_flight.0 -= 1;
             self.in_flight.1 -= gone.bytes;
             self.hold(gone.position);
+        }
+        if let Some(position) = self.streams.get_mut(&name).and_then(|s| s.unproven.take()) {
+            self.hold(position);
         }
         let held: Vec<Position> =
             self.queue.iter().filter(|(_, i)| *i.stream() == name).map(|(p, _)| *p).collect();
@@ -548,11 +560,16 @@ impl Forwarder {
         }
     }
 
-    /// Moves `through` over the entries that are done.
+    /// Moves `through` over the entries that are done, but not over what is not proven to be stored.
     fn advance(&mut self) {
         let before = self.through;
-        while let Some(first) = self.open.pop_front_if(|o| o.waiting == 0) {
+        let unproven = self.streams.values().filter_map(|s| s.unproven).min();
+        let end = unproven.map_or(u64::MAX, |p| p.0.saturating_sub(1));
+        while let Some(first) = self.open.pop_front_if(|o| o.waiting == 0 && o.covers.0 <= end) {
             self.through = self.through.max(first.covers);
+        }
+        if let Some(first) = self.open.front().filter(|o| o.waiting == 0 && o.position.0 <= end) {
+            self.through = self.through.max(Position(end.min(first.covers.0)));
         }
         if self.through > before {
             self.outputs.push_back(Output::Through(self.through));

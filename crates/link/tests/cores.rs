@@ -491,6 +491,48 @@ fn other_rows_or_missing_rows_halt_the_stream() {
     }
 }
 
+/// A folder that was restored holds other rows under the seqs that central has: they are the only copy.
+#[test]
+fn rows_before_the_one_that_differs_are_not_let_go() {
+    let (mut ours, mut theirs) = (Chain::new("m", LIFE), Chain::new("m", LIFE));
+    let theirs = (theirs.block(10, 1), theirs.block(10, 1)).1;
+    let mut f = opened(vec![welcome("m", 20, theirs.header.hash)]);
+    let mut other = Chain::new("n", LIFE);
+    f.entry(0, entry(1, vec![ours.block(10, 2)]));
+    f.entry(0, entry(2, vec![]));
+    assert_eq!(through(&drain(&mut f)), None, "not before it is known that they are the same rows");
+    f.entry(0, entry(3, vec![other.block(1, 3), ours.block(10, 2)]));
+    let out = drain(&mut f);
+    assert!(matches!(out[..], [Out::Halted(_, Halt::Diverged { last: Seq(20) }), Out::Send(_)]), "{out:?}");
+    f.acks(0, ack("n", 1));
+    assert_eq!(through(&drain(&mut f)), None);
+}
+
+#[test]
+fn central_refuses_before_the_rows_that_differ_are_read() {
+    let mut ours = Chain::new("m", LIFE);
+    let mut f = opened(vec![welcome("m", 20, Digest::of(b"another folder"))]);
+    f.entry(0, entry(1, vec![]));
+    f.entry(0, entry(2, vec![ours.block(10, 2)]));
+    assert_eq!(through(&drain(&mut f)), Some(1));
+    let message = "restored".to_owned();
+    f.refuse(0, Refuse { stream: stream("m"), code: RefuseCode::Quarantined, expected: Seq(21), message });
+    f.entry(0, entry(3, vec![]));
+    assert_eq!(through(&drain(&mut f)), None);
+}
+
+#[test]
+fn what_central_has_is_let_go_when_its_last_block_is_the_same() {
+    let mut chain = Chain::new("m", LIFE);
+    let (first, second) = (chain.block(10, 1), chain.block(10, 2));
+    let mut f = opened(vec![welcome("m", 20, second.header.hash)]);
+    f.entry(0, entry(1, vec![first]));
+    f.entry(0, entry(2, vec![]));
+    assert_eq!(through(&drain(&mut f)), None);
+    f.entry(0, entry(3, vec![second]));
+    assert_eq!(through(&drain(&mut f)), Some(3));
+}
+
 #[test]
 fn silence_and_nonsense_end_the_connection() {
     let mut f = opened(vec![]);
