@@ -52,6 +52,11 @@ impl Kafka {
         &self.address
     }
 
+    /// The broker's process, when it is ours.
+    pub fn pid(&self) -> Option<u32> {
+        Some(self.ours.as_ref()?.program.as_ref()?.pid())
+    }
+
     /// Lines of central's `[log]` for a log of its own here.
     pub fn central_log(&self) -> String {
         static LOGS: AtomicU32 = AtomicU32::new(0);

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use link::pki::{self, Role, Validity};
+use link::tls::TlsFiles;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
@@ -40,6 +41,8 @@ pub struct Options {
     pub centrals: Vec<SocketAddr>,
     /// What the plant's central does; everything when empty.
     pub roles: Vec<&'static str>,
+    /// More lines of central's `[link]`.
+    pub link: String,
     /// Lines of central's `[log]`; the embedded one when empty.
     pub log: String,
     /// Lines of central's `[clickhouse]`; the embedded engine when empty.
@@ -133,6 +136,12 @@ impl Plant {
     ) -> anyhow::Result<()> {
         let toml = central_toml(options, name, roles, link, api);
         Ok(std::fs::write(self.path(&format!("{name}.toml")), toml)?)
+    }
+
+    /// A certificate for one more gateway.
+    pub fn issue(&self, gateway: &str) -> anyhow::Result<TlsFiles> {
+        let issued = pki::issue(&self.path("pki"), gateway, &Role::Gateway, validity()?)?;
+        Ok(TlsFiles { ca: self.path("pki/ca.pem"), cert: issued.cert, key: issued.key, revoked: None })
     }
 
     /// Starts a process of central that was configured under this name; its log is `NAME.log`.
@@ -291,6 +300,7 @@ data-dir = "{name}-data"
 [link]
 bind = "{link}"
 tls = {{ ca = "pki/ca.pem", cert = "pki/central.pem", key = "pki/central.key", revoked = "pki/revoked.txt" }}
+{}
 
 [log]
 {}
@@ -301,6 +311,7 @@ tls = {{ ca = "pki/ca.pem", cert = "pki/central.pem", key = "pki/central.key", r
 [api]
 bind = "{api}"
 "#,
+        options.link,
         if options.log.is_empty() { "kind = \"embedded\"" } else { &options.log },
         if options.clickhouse.is_empty() { "embedded = true" } else { &options.clickhouse },
     );
@@ -333,13 +344,17 @@ pub(crate) async fn ready(name: &str, address: SocketAddr, program: &mut Program
 
 /// An authority, central's certificate and the gateway's, like `tidegate pki` makes them.
 fn make_authority(folder: &Path) -> anyhow::Result<()> {
-    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?;
-    let valid = Validity::days(now, 30);
+    let valid = validity()?;
     pki::init(folder, "tidegate demo authority", valid)?;
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     pki::issue(folder, "central", &Role::Server(names), valid)?;
     pki::issue(folder, GATEWAY, &Role::Gateway, valid)?;
     Ok(())
+}
+
+fn validity() -> anyhow::Result<Validity> {
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?;
+    Ok(Validity::days(now, 30))
 }
 
 fn text(path: &Path) -> anyhow::Result<String> {

@@ -17,9 +17,9 @@ pub(crate) fn programs() -> anyhow::Result<()> {
     run(&mut Workspace::get()?.cargo(&["build", "--workspace", "--bins", "--exclude", "xtask"]))
 }
 
-/// All programs, optimised, for benchmarks of whole programs.
+/// All programs, optimised, for benchmarks of whole programs; this one too, which starts their broker.
 pub(crate) fn release_programs() -> anyhow::Result<()> {
-    run(&mut Workspace::get()?.cargo(&["build", "--release", "--workspace", "--bins", "--exclude", "xtask"]))
+    run(&mut Workspace::get()?.cargo(&["build", "--release", "--workspace", "--bins"]))
 }
 
 /// The WASM modules, into `target/modules/`.
