@@ -11,6 +11,7 @@ mod tests;
 pub use source::{HttpSource, ListenerSource, MqttSource, Source, SourceKind, Subscription, Unmatched};
 pub use stream::{Dedup, From, ModuleLimits, ModuleSetting, OnFull, OnModuleFailure, Stream, Window};
 
+use crate::limits::STEP_INTERVAL;
 use daemon::config::{Checker, ConfigErrors, Document, Section};
 use record::{GatewayId, ModuleRef, StreamName};
 use std::{
@@ -52,6 +53,8 @@ pub struct Buffer {
     pub quota_bytes: u64,
     /// How long a group commit collects.
     pub commit_interval: Duration,
+    /// How long a step waits for more events.
+    pub step_interval: Duration,
     /// Size of a segment file.
     pub segment_bytes: u64,
 }
@@ -129,13 +132,18 @@ impl Config {
 }
 
 fn buffer(root: &Section<'_>) -> (Buffer, BTreeSet<StreamName>) {
-    let default =
-        Buffer { quota_bytes: 2 << 30, commit_interval: Duration::from_millis(5), segment_bytes: 64 << 20 };
+    let default = Buffer {
+        quota_bytes: 2 << 30,
+        commit_interval: Duration::from_millis(5),
+        step_interval: STEP_INTERVAL,
+        segment_bytes: 64 << 20,
+    };
     let Some(section) = root.optional_section("buffer") else {
         return (default, BTreeSet::new());
     };
     let quota_bytes = section.bytes("quota", "8 MiB", "64 TiB").or(default.quota_bytes);
     let commit_interval = section.duration("commit-interval", "100 us", "1 s").or(default.commit_interval);
+    let step_interval = section.duration("step-interval", "0 s", "1 s").or(default.step_interval);
     // A small quota wants small segments: whole segments are what is given back.
     let fitting = default.segment_bytes.min((quota_bytes / 16).next_power_of_two()).max(1 << 20);
     let segment_bytes = section.bytes("segment", "1 MiB", "1 GiB").or(fitting);
@@ -149,7 +157,7 @@ fn buffer(root: &Section<'_>) -> (Buffer, BTreeSet<StreamName>) {
             Err(e) => section.error("discard", format!("`{name}`: {e}")),
         }
     }
-    (Buffer { quota_bytes, commit_interval, segment_bytes }, discard)
+    (Buffer { quota_bytes, commit_interval, step_interval, segment_bytes }, discard)
 }
 
 fn central(section: &Section<'_>) -> Central {

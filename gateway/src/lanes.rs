@@ -28,7 +28,7 @@ use crate::{
         EVENTS, events_by_stream,
         route::{LaneIndex, Routes},
     },
-    limits::{HOLD_RETRY, STEP_BYTES, STEP_EVENTS, STEP_LINGER},
+    limits::{HOLD_RETRY, STEP_BYTES, STEP_EVENTS},
     metrics::LaneMetrics,
     output::{Loss, Output, PendingStep},
     step::{Effects, Instances, Lane, Now, StepError, Troubles, keys},
@@ -98,6 +98,8 @@ pub struct LaneParts {
     pub metrics: LaneMetrics,
     /// Whether the buffer is so full that dropping policies apply.
     pub pressed: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// How long the first event of a step waits for more.
+    pub step_interval: Duration,
     /// Most bytes that one step may come to: rows and changes of state.
     pub step_bytes_max: usize,
     /// How much waiting input a held lane gives up at a time, where it may.
@@ -334,17 +336,20 @@ impl<'p> Driver<'p> {
             events += mine;
             bytes += frame.payload.len();
             frames.push(frame);
-            until.get_or_insert_with(|| Instant::now() + STEP_LINGER);
+            until.get_or_insert_with(|| Instant::now() + self.parts.step_interval);
         }
         Ok(frames)
     }
 
-    /// Whether more input came in time.
+    /// Whether more input came in time, before the wish to stop.
     fn trickle(&mut self, at_most: Duration) -> bool {
-        let tail = &mut self.tail;
-        self.parts
-            .runtime
-            .block_on(async { matches!(tokio::time::timeout(at_most, tail.changed()).await, Ok(Ok(()))) })
+        let (tail, stop) = (&mut self.tail, &self.parts.stop);
+        self.parts.runtime.block_on(async {
+            tokio::select! {
+                () = stop.cancelled() => false,
+                more = tokio::time::timeout(at_most, tail.changed()) => matches!(more, Ok(Ok(()))),
+            }
+        })
     }
 
     fn report_gaps(&mut self) {

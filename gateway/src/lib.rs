@@ -255,6 +255,7 @@ impl Opened {
                 clock: self.clock.clone(),
                 metrics: metrics.clone(),
                 pressed: self.pressed(),
+                step_interval: self.config.buffer.step_interval,
                 step_bytes_max: self.step_bytes_max(),
                 give_up_bytes: limits::HELD_GIVE_UP_SEGMENTS * self.config.buffer.segment_bytes,
                 stop: tasks.token(),

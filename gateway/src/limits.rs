@@ -82,8 +82,8 @@ pub const CONNECTIONS_MAX: usize = 10_000;
 pub const STEP_EVENTS: usize = 8_192;
 /// …or this many bytes of them.
 pub const STEP_BYTES: usize = 1 << 20;
-/// …or the first of them has waited this long for more.
-pub const STEP_LINGER: Duration = Duration::from_millis(10);
+/// …or the first of them has waited so long for more, by default.
+pub const STEP_INTERVAL: Duration = Duration::from_millis(10);
 /// What waits for the next sync of the input log is one frame and one step, so with a small quota less may wait than
 /// the journal's own bounds: this share of the quota…
 pub const ROUND_QUOTA_SHARE: u64 = 16;

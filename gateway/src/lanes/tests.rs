@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     config::Config,
     ingest::{Door, DoorParts},
+    limits::STEP_INTERVAL,
     metrics::LanesMetrics,
     output::{Snapshot, Writer},
     step::tests::{SUMS, config, modules, row},
@@ -72,6 +73,7 @@ impl Bench {
             clock,
             metrics: LanesMetrics::new(&registry).lane(&config.streams[0].name),
             pressed: Arc::new(move || pressed),
+            step_interval: STEP_INTERVAL,
             step_bytes_max,
             give_up_bytes: 1,
             stop: stop.clone(),
