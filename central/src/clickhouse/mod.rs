@@ -11,10 +11,12 @@ mod error;
 pub mod process;
 mod query;
 mod tables;
+mod views;
 
 pub use error::ClickhouseError;
 pub use query::Reader;
 pub use tables::{QUARANTINE, TableError, Tables, quoted};
+pub use views::{Look, TableName, View, ViewSource, Views};
 
 use clickhouse::{Client, Compression, RowOwned, RowRead};
 use std::{

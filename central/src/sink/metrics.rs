@@ -28,6 +28,10 @@ pub struct SinkMetrics {
     pub halted: GaugeVec,
     /// When something was last stored.
     pub last_stored: Gauge,
+    /// Tables that do not recognise a repeated insert, by kind.
+    pub unsafe_tables: GaugeVec,
+    /// Ranges of which it is not known whether every view has them, by table.
+    pub view_doubts: CounterVec,
 }
 
 impl SinkMetrics {
@@ -80,6 +84,16 @@ impl SinkMetrics {
             last_stored: registry.gauge(
                 "tidegate_sink_last_stored_timestamp_seconds",
                 "When rows were last stored, in seconds since the epoch.",
+            ),
+            unsafe_tables: registry.gauge_vec(
+                "tidegate_sink_unsafe_tables",
+                "Tables in which a repeated insert may double rows: targets of views, and tables of streams.",
+                &["kind"],
+            ),
+            view_doubts: registry.counter_vec(
+                "tidegate_sink_view_doubts_total",
+                "Ranges that are in their table, while nobody knows whether every view on it has them.",
+                &["table"],
             ),
         }
     }

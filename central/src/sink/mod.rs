@@ -12,6 +12,7 @@
 mod ahead;
 pub mod block;
 pub mod core;
+mod guard;
 pub mod intent;
 mod lane;
 pub mod limits;
@@ -24,7 +25,7 @@ pub use metrics::SinkMetrics;
 
 use crate::{
     SINK_GROUP,
-    clickhouse::{ClickHouse, Tables},
+    clickhouse::{ClickHouse, Tables, Views},
     log::{Log, Partition},
     rules::{Frontier, Positions},
 };
@@ -67,6 +68,12 @@ pub fn start(parts: Parts, tasks: &mut Tasks) -> SinkHandle {
     let partitions = 0..parts.log.partitions();
     let told: Vec<_> = partitions.map(|_| Arc::new(watch::Sender::new(LaneStatus::default()))).collect();
     let lanes = told.iter().map(|t| t.subscribe()).collect();
+    let (views, metrics) = (Views::new(parts.clickhouse.clone()), parts.metrics.clone());
+    let token = tasks.token();
+    tasks.spawn("views", async move {
+        guard::keep_secure(views, metrics, token).await;
+        Ok(())
+    });
     let token = tasks.token();
     tasks.spawn("sink", async move { Ok(owner::own_partitions(parts, told, token).await?) });
     SinkHandle { lanes: Arc::new(lanes) }
