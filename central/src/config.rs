@@ -7,7 +7,9 @@ use crate::{
 };
 use ::link::{server::ServerConfigLimits, tls::TlsFiles};
 use daemon::config::{Checker, ConfigErrors, Document, Section};
+use record::StreamName;
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -17,7 +19,7 @@ use thiserror::Error;
 
 mod kafka;
 
-/// What a process of central does; all in one by default.
+/// What a process of central does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roles {
     /// Takes blocks from gateways.
@@ -30,15 +32,21 @@ pub struct Roles {
     pub api: bool,
     /// Compares gateways, log and tables.
     pub audit: bool,
+    /// Publishes single events; only when it is asked for.
+    pub fanout: bool,
 }
 
 impl Roles {
-    /// All of them.
-    pub const ALL: Roles = Roles { link: true, sink: true, alerts: true, api: true, audit: true };
+    /// All that a process has unless something else is said: everything but the fan-out.
+    pub const ALL: Roles =
+        Roles { link: true, sink: true, alerts: true, api: true, audit: true, fanout: false };
+
+    const NONE: Roles =
+        Roles { link: false, sink: false, alerts: false, api: false, audit: false, fanout: false };
 
     /// From their names.
     pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, String> {
-        let mut roles = Roles { link: false, sink: false, alerts: false, api: false, audit: false };
+        let mut roles = Roles::NONE;
         for name in names {
             match name.trim() {
                 "link" => roles.link = true,
@@ -46,11 +54,15 @@ impl Roles {
                 "alerts" => roles.alerts = true,
                 "api" => roles.api = true,
                 "audit" => roles.audit = true,
-                other => return Err(format!("{other:?} is no role: use link, sink, alerts, api or audit")),
+                "fanout" => roles.fanout = true,
+                other => {
+                    return Err(format!(
+                        "{other:?} is no role: use link, sink, alerts, api, audit or fanout"
+                    ));
+                }
             }
         }
-        let none = !(roles.link || roles.sink || roles.alerts || roles.api || roles.audit);
-        if none { Err("names no role".into()) } else { Ok(roles) }
+        if roles == Roles::NONE { Err("names no role".into()) } else { Ok(roles) }
     }
 }
 
@@ -108,6 +120,13 @@ pub struct Alerts {
     pub webhooks: Vec<String>,
 }
 
+/// What is published as single events.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fanout {
+    /// The streams; all when not given.
+    pub streams: Option<BTreeSet<StreamName>>,
+}
+
 /// The checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -123,6 +142,8 @@ pub struct Config {
     pub clickhouse: ClickHouse,
     /// Rules.
     pub alerts: Alerts,
+    /// Single events.
+    pub fanout: Fanout,
     /// Where metrics, health and the API are.
     pub api: SocketAddr,
 }
@@ -173,11 +194,16 @@ impl Config {
         let at = (link.is_some(), advertise);
         let log = root.optional_section("log").map_or_else(default_log, |s| log(&s, at, roles));
         let clickhouse = root.optional_section("clickhouse").map_or_else(embedded, |s| clickhouse(&s));
+        if roles.fanout && matches!(log, Log::Embedded(_)) {
+            let why = "the role fanout publishes to topics, which only log.kind = \"kafka\" has: leave it out, or use that log";
+            central.error("roles", why);
+        }
         let alerts = root.optional_section("alerts").map_or_else(Alerts::default, |s| alerts(&s));
+        let fanout = root.optional_section("fanout").map_or_else(Fanout::default, |s| fanout(&s));
         let api = root.optional_section("api").and_then(|s| s.socket("bind").optional());
         let api = api.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9465)));
         check.finish()?;
-        Ok(Self { data_dir, roles, link, log, clickhouse, alerts, api })
+        Ok(Self { data_dir, roles, link, log, clickhouse, alerts, fanout, api })
     }
 }
 
@@ -304,6 +330,18 @@ fn alerts(section: &Section<'_>) -> Alerts {
     let folder = section.folder();
     let rules = rules.into_iter().map(|r| folder.join(r)).collect();
     Alerts { rules, alertmanagers, webhooks }
+}
+
+fn fanout(section: &Section<'_>) -> Fanout {
+    let named = |name: &String| match StreamName::new(name) {
+        Ok(stream) => Some(stream),
+        Err(why) => {
+            section.error("streams", why.to_string());
+            None
+        }
+    };
+    let streams = section.strings("streams").optional();
+    Fanout { streams: streams.map(|all| all.iter().filter_map(named).collect()) }
 }
 
 /// Where ClickHouse answers. The client speaks no TLS, and a URL that it could not use must not pass the check.
@@ -476,6 +514,25 @@ alertmanagers = ["am:9093"]
         ] {
             assert!(all.contains(needle), "{needle} in\n{all}");
         }
+    }
+
+    #[test]
+    fn the_fan_out_needs_a_log_with_topics() {
+        let roles = Some(Roles::parse(["fanout", "api"]).expect("roles"));
+        let of = |log: &str| {
+            let text =
+                format!("[central]\ndata-dir = \"d\"\n[log]\n{log}\n[fanout]\nstreams = [\"machine\"]\n");
+            Config::parse(&text, Path::new("c.toml"), roles)
+        };
+        let errors = of("kind = \"embedded\"").expect_err("no topics").errors;
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].key == "central.roles" && errors[0].message.contains("kafka"), "{errors:?}");
+        let c = of("kind = \"kafka\"\nbrokers = [\"k:9092\"]").expect("fine");
+        let Log::Kafka(k) = c.log else { panic!("kafka") };
+        assert_eq!((k.fanout, k.sink, k.advertise), (true, false, None));
+        assert_eq!(c.fanout.streams, Some(BTreeSet::from([StreamName::new("machine").expect("valid")])));
+        let usual = parse(SMALL).expect("fine");
+        assert!(!usual.roles.fanout, "it is there only for those who ask");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The central daemon: takes blocks from gateways, keeps them in a log, writes them to ClickHouse, judges alert rules.
 //!
-//! In data order: [`link`] (gateways knock here) → [`log`] → [`sink`] → [`clickhouse`] → [`rules`] → [`alerts`]; [`api`] and
-//! [`audit`] look at all of them. A stage never calls another: the log and the tables are the queues between them.
+//! In data order: [`link`] (gateways knock here) → [`log`] → [`sink`] → [`clickhouse`] → [`rules`] → [`alerts`]; beside the
+//! sink, where it is asked for, [`fanout`]; [`api`] and [`audit`] look at all of them. A stage never calls another: the log and the tables are the queues between them.
 //!
 //! Invariants:
 //! - one process per data folder;
@@ -13,6 +13,7 @@ pub mod api;
 pub mod audit;
 pub mod clickhouse;
 pub mod config;
+pub mod fanout;
 pub mod limits;
 pub mod link;
 pub mod log;
@@ -33,10 +34,11 @@ use daemon::{
     metrics::{Readiness, Registry},
     tasks::{Exit, Tasks},
 };
+use fanout::FanoutMetrics;
 use journal::{DirLock, JournalError, RealDisk};
-use limits::STOP_DEADLINE;
+use limits::{LET_GO_TIMEOUT, STOP_DEADLINE};
 use link::{Gateways, LinkError, LinkMetrics, LinkParts, SchemaGate, Unchecked};
-use log::{Log, embedded, kafka::Kafka};
+use log::{Log, Outlet, embedded, kafka::Kafka};
 use record::clock::{Clock, Random};
 use rules::{QuerySource, RuleFileError, RuleSet, Ruler, RulerError, RulerHandle};
 use sink::{LogFrontier, SinkMetrics, SinkOptions};
@@ -46,6 +48,8 @@ use tokio::net::TcpListener;
 
 /// The sink's group in the log.
 pub const SINK_GROUP: &str = "sink";
+/// That of the fan-out.
+pub const FANOUT_GROUP: &str = "fanout";
 
 /// Why central could not start.
 #[derive(Debug, Error)]
@@ -119,6 +123,8 @@ pub struct Base {
     pub config: Config,
     /// Between link and sink.
     pub log: Arc<dyn Log>,
+    /// Topics of single events, where the log has such.
+    pub outlet: Option<Arc<dyn Outlet>>,
     /// Who is known and connected.
     pub gateways: Arc<Gateways>,
     /// Metrics.
@@ -153,14 +159,15 @@ pub async fn run(
     let folder = |source| StartError::DataDir { path: data_dir.clone(), source };
     std::fs::create_dir_all(&data_dir).map_err(folder)?;
     let _lock = DirLock::acquire(&data_dir.join("lock"))?;
-    let base = base(config).await?;
     let mut tasks = Tasks::new();
+    let base = base(config, &mut tasks).await?;
     watch_log(&base, &mut tasks);
     let clickhouse = start_clickhouse(&base, &mut tasks)?;
     let tables = Arc::new(Tables::new(clickhouse.clone()));
     if base.config.roles.sink {
         start_sink(&base, &clickhouse, &tables, &mut tasks);
     }
+    start_fanout(&base, &mut tasks);
     let gate = schema_gate(&base.config, tables);
     let source: Arc<dyn QuerySource> = Arc::new(Reader::new(clickhouse));
     let auditor = start_auditor(&base, &source, &mut tasks)?;
@@ -168,9 +175,24 @@ pub async fn run(
     let ruler = start_rules(&base, &source, &mut tasks).await?;
     start_link(&base, gate, &mut tasks).await?;
     start_pages(&base, source, auditor, ruler, &mut tasks).await?;
-    let exit = tasks.run(stop, STOP_DEADLINE).await;
-    base.log.close().await;
+    // First of all others may take over what is here, and gateways leave; then the stages end.
+    let log = base.log.clone();
+    let stopping = async move {
+        let why = stop.await;
+        let_go(&*log).await;
+        why
+    };
+    let exit = tasks.run(stopping, STOP_DEADLINE).await;
+    let_go(&*base.log).await;
     Ok(exit)
+}
+
+async fn let_go(log: &dyn Log) {
+    if tokio::time::timeout(LET_GO_TIMEOUT, log.close()).await.is_err() {
+        tracing::warn!(
+            "the log does not answer: what is owned here is another's only when this process is missed"
+        );
+    }
 }
 
 /// Who judges columns at Hello. A server of its own can be asked from any process, the embedded one belongs to the sink's.
@@ -179,14 +201,14 @@ fn schema_gate(config: &Config, tables: Arc<Tables>) -> Arc<dyn SchemaGate> {
     if reachable { tables } else { Arc::new(Unchecked) }
 }
 
-async fn base(config: Config) -> Result<Base, StartError> {
+async fn base(config: Config, tasks: &mut Tasks) -> Result<Base, StartError> {
     let registry = Registry::new();
     let random = Arc::new(SystemRandom);
-    let log: Arc<dyn Log> = match &config.log {
+    let (log, outlet): (Arc<dyn Log>, Option<Arc<dyn Outlet>>) = match &config.log {
         config::Log::Embedded(options) => {
             let log = embedded::Embedded::open(RealDisk, &config.data_dir.join("log"), options, &*random)?;
             link::log_size_metrics(&registry, log.quota());
-            Arc::new(log)
+            (Arc::new(log), None)
         }
         config::Log::Kafka(options) => {
             tracing::info!(
@@ -194,12 +216,28 @@ async fn base(config: Config) -> Result<Base, StartError> {
                 prefix = options.prefix,
                 "the log is in Kafka"
             );
-            Arc::new(Kafka::open(options.clone(), random.clone()).await.map_err(StartError::Kafka)?)
+            let log =
+                Arc::new(Kafka::open(options.clone(), random.clone()).await.map_err(StartError::Kafka)?);
+            log.count_in(&registry);
+            let (aged, shown, token) = (log.clone(), registry.clone(), tasks.token());
+            tasks.spawn("log's ages", async move {
+                aged.watch_ages(&shown, &SystemClock::new(), token).await;
+                Ok(())
+            });
+            let (watched, token) = (log.clone(), tasks.token());
+            tasks.spawn("log's threads", async move {
+                tokio::select! {
+                    () = token.cancelled() => Ok(()),
+                    name = watched.thread_ended() => Err(format!("the thread {name} ended").into()),
+                }
+            });
+            (log.clone(), Some(log))
         }
     };
     Ok(Base {
         config,
         log,
+        outlet,
         gateways: Arc::new(Gateways::new()),
         registry,
         readiness: Readiness::new(),
@@ -306,6 +344,20 @@ fn start_sink(base: &Base, clickhouse: &ClickHouse, tables: &Arc<Tables>, tasks:
     };
     // Nobody here looks at its lanes: metrics do.
     let _ = sink::start(parts, tasks);
+}
+
+/// Log → topics of single events.
+fn start_fanout(base: &Base, tasks: &mut Tasks) {
+    let Some(outlet) = base.outlet.clone().filter(|_| base.config.roles.fanout) else { return };
+    let parts = fanout::Parts {
+        log: base.log.clone(),
+        outlet,
+        streams: base.config.fanout.streams.clone().map(Arc::new),
+        metrics: FanoutMetrics::new(&base.registry),
+        clock: base.clock.clone(),
+    };
+    fanout::start(parts, tasks);
+    base.readiness.check("fanout").ready();
 }
 
 /// Log and tables → verdict.

@@ -8,7 +8,8 @@ const HELP: &str = "\
 tidegate-central: takes blocks from gateways, keeps them, writes ClickHouse, judges alert rules
 
   --config FILE     central.toml
-  --roles LIST      link,sink,alerts,api,audit; what this process does, instead of what the file says
+  --roles LIST      link,sink,alerts,api,audit,fanout; what this process does, instead of what the file
+                    says; without both all but fanout
   --check           check the configuration and everything it points to, then exit
   --log-format F    text (default) or json
   --log-level L     error, warn, info (default) or debug

@@ -1,20 +1,20 @@
 //! The log in a real Apache Kafka: what the trait promises, with several processes' worth of logs on one broker.
 
+mod broker;
+
+use broker::{Broker, PATIENCE, prefix, until};
 use bytes::Bytes;
 use daemon::clock::{SystemClock, SystemRandom};
 use link::pki::{Role, Validity};
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, Message as _,
+    consumer::{BaseConsumer, Consumer as _},
+    error::KafkaError,
     producer::{FutureProducer, FutureRecord},
 };
-use record::{
-    Digest, GatewayId, Incarnation, Seq, StreamName, chain_hash,
-    clock::{Clock as _, Random},
-};
+use record::{Digest, GatewayId, Incarnation, Seq, StreamName, chain_hash, clock::Clock as _};
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
-    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,69 +23,14 @@ use tidegate_central::{
     SINK_GROUP,
     config::Config,
     log::{
-        ClaimError, CommitError, ContentType, DataRecord, Head, Lease, Log, Offset, Partition, Progress,
-        ProgressRecord, ReadError, RecordHeaders, Shard,
+        ClaimError, CommitError, ContentType, DataRecord, Head, Lease, Log, Offset, Outlet, Partition,
+        Progress, ProgressRecord, ReadError, RecordHeaders, Shard, StreamEvents,
         kafka::{ClientOptions, Kafka, KafkaOptions},
         shard_of,
     },
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const PARTITIONS: u32 = 4;
-
-/// The broker, from `cargo xtask kafka`, or the one of `TIDEGATE_TEST_KAFKA`.
-struct Broker {
-    address: String,
-    folder: Option<TempDir>,
-}
-
-fn xtask() -> PathBuf {
-    let me = std::env::current_exe().expect("a program");
-    let found = me.ancestors().map(|folder| folder.join("xtask")).find(|path| path.is_file());
-    found.expect("built: run `cargo build --workspace --bins`, or `cargo xtask test`")
-}
-
-impl Broker {
-    fn start() -> Self {
-        if let Ok(address) = std::env::var("TIDEGATE_TEST_KAFKA") {
-            return Self { address, folder: None };
-        }
-        let mut me = Self { address: String::new(), folder: Some(TempDir::new().expect("temp dir")) };
-        me.address = me.ask("start")["address"].as_str().expect("an address").to_owned();
-        me
-    }
-
-    /// One of our own with these lines of `server.properties`, which knows the user `central`.
-    fn with(folder: TempDir, settings: &[(&str, &str)]) -> Self {
-        let mut me = Self { address: String::new(), folder: Some(folder) };
-        let set: Vec<String> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let mut set: Vec<String> = set.into_iter().flat_map(|line| ["--set".to_owned(), line]).collect();
-        set.extend(["--user".to_owned(), "central=s3cret".to_owned()]);
-        me.address = me.ask_with("start", &set)["address"].as_str().expect("an address").to_owned();
-        me
-    }
-
-    fn ask(&self, what: &str) -> serde_json::Value {
-        self.ask_with(what, &[])
-    }
-
-    fn ask_with(&self, what: &str, more: &[String]) -> serde_json::Value {
-        let folder = self.folder.as_ref().expect("ours").path().join("broker");
-        let mut ask = Command::new(xtask());
-        let out = ask.args(["kafka", what, "--json", "--dir"]).arg(folder).args(more).output();
-        let out = out.expect("runs");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        serde_json::from_slice(&out.stdout).expect("json")
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        if self.folder.is_some() {
-            self.ask("stop");
-        }
-    }
-}
 
 fn options(broker: &Broker, prefix: &str, node: &str) -> KafkaOptions {
     KafkaOptions {
@@ -99,11 +44,8 @@ fn options(broker: &Broker, prefix: &str, node: &str) -> KafkaOptions {
         client: ClientOptions::default(),
         advertise: Some(format!("https://{node}:7443")),
         sink: true,
+        fanout: false,
     }
-}
-
-fn prefix() -> String {
-    format!("t{:016x}", SystemRandom.next_u64())
 }
 
 async fn open(options: KafkaOptions) -> Arc<dyn Log> {
@@ -146,17 +88,6 @@ fn head(gateway: &GatewayId, last: u64) -> ProgressRecord {
         retired: Vec::new(),
     });
     ProgressRecord { gateway: gateway.clone(), stream: StreamName::new("machine").expect("valid"), value }
-}
-
-async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "still not: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 async fn owns_shards(log: &Arc<dyn Log>, count: usize) {
@@ -343,4 +274,72 @@ async fn the_log_is_reached_over_tls_with_scram() {
     std::fs::write(pki.join("wrong"), "other\n").expect("writes");
     let refused = Kafka::open(of("wrong"), Arc::new(SystemRandom)).await.expect_err("the wrong password");
     assert!(refused.contains("uthentication"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_and_position_move_together_and_a_zombie_publishes_nothing() {
+    let broker = Broker::start();
+    let prefix = prefix();
+    let of = |name: &str| KafkaOptions {
+        advertise: None,
+        sink: false,
+        fanout: true,
+        ..options(&broker, &prefix, name)
+    };
+    let a = Kafka::open(of("a"), Arc::new(SystemRandom)).await.expect("opens");
+    let owned = a.outlets_owned();
+    let all = until("partitions are assigned", async || {
+        Some(owned.borrow().clone()).filter(|o| o.len() == PARTITIONS as usize)
+    })
+    .await;
+    let events = |texts: &[&str]| {
+        let stream = StreamName::new("machine").expect("valid");
+        let events = texts.iter().map(|t| ("dev".to_owned(), t.as_bytes().to_vec())).collect();
+        vec![StreamEvents { stream, events }]
+    };
+    let p = Partition(0);
+    assert_eq!(
+        a.publish(p, all[&p], events(&["early"]), Offset(1), String::new()).await,
+        Err(CommitError::Fenced)
+    );
+    assert_eq!(a.claim_outlet(p, all[&p]).await, Ok(None));
+    a.publish(p, all[&p], events(&["one", "two"]), Offset(3), "1 5".into()).await.expect("publishes");
+    a.publish(p, all[&p], Vec::new(), Offset(4), String::new()).await.expect("a position alone");
+    a.publish(p, all[&p], events(&["three"]), Offset(4), "1 7".into()).await.expect("publishes");
+
+    // Another one that believes it owns everything, as after a freeze: `a` can publish nothing any more.
+    a.close().await;
+    let b = Kafka::open(of("b"), Arc::new(SystemRandom)).await.expect("opens");
+    let owned = b.outlets_owned();
+    let theirs = until("partitions are assigned", async || owned.borrow().get(&p).copied()).await;
+    let stored = b.claim_outlet(p, theirs).await.expect("claims").expect("there");
+    assert_eq!((stored.offset, stored.metadata.as_str()), (Offset(4), "1 7"));
+    assert_eq!(
+        a.publish(p, all[&p], events(&["late"]), Offset(9), String::new()).await,
+        Err(CommitError::Fenced)
+    );
+    assert_eq!(a.claim_outlet(p, all[&p]).await, Err(CommitError::Fenced));
+    b.publish(p, theirs, events(&["four"]), Offset(5), String::new()).await.expect("publishes");
+    let again = b.claim_outlet(p, theirs).await.expect("claims").expect("there");
+    assert_eq!((again.offset, again.metadata.as_str()), (Offset(5), ""));
+
+    let mut consumer = ClientConfig::new();
+    consumer.set("bootstrap.servers", &broker.address).set("group.id", format!("{prefix}-test"));
+    consumer.set("isolation.level", "read_committed").set("auto.offset.reset", "earliest");
+    let consumer: BaseConsumer = consumer.set("enable.partition.eof", "true").create().expect("a consumer");
+    consumer.subscribe(&[&format!("{prefix}.events.machine")]).expect("subscribes");
+    let (mut seen, mut ended, deadline) = (Vec::new(), 0, Instant::now() + PATIENCE);
+    while ended < PARTITIONS {
+        assert!(Instant::now() < deadline, "{seen:?}");
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(m)) => {
+                assert_eq!(m.key(), Some(&b"dev"[..]));
+                seen.push(String::from_utf8(m.payload().expect("a value").to_vec()).expect("text"));
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
+            _ => {}
+        }
+    }
+    assert_eq!(seen, ["one", "two", "three", "four"]);
+    b.close().await;
 }

@@ -134,9 +134,17 @@ impl Kafka {
     /// Reads so many committed records from the beginning, one a line, as the console consumer prints them with these
     /// `print.…` properties.
     pub fn consume(&self, topic: &str, count: usize, print: &[&str]) -> anyhow::Result<Vec<String>> {
-        let count = count.to_string();
+        self.read(topic, &["--max-messages", &count.to_string(), "--timeout-ms", "60000"], print)
+    }
+
+    /// The same for all records: it ends when none has come for ten seconds.
+    pub fn consume_all(&self, topic: &str, print: &[&str]) -> anyhow::Result<Vec<String>> {
+        self.read(topic, &["--timeout-ms", "10000"], print)
+    }
+
+    fn read(&self, topic: &str, until: &[&str], print: &[&str]) -> anyhow::Result<Vec<String>> {
         let mut args = vec!["--topic", topic, "--from-beginning", "--isolation-level", "read_committed"];
-        args.extend(["--max-messages", &count, "--timeout-ms", "60000"]);
+        args.extend(until);
         let print: Vec<String> = print.iter().map(|p| format!("print.{p}=true")).collect();
         print.iter().for_each(|p| args.extend(["--formatter-property", p]));
         let out = self.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", &args, "")?;

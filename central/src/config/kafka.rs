@@ -92,6 +92,7 @@ pub(super) fn log(section: &Section<'_>, at: (bool, Option<String>), roles: Role
         client: client(section),
         advertise: advertise.filter(|_| link),
         sink: roles.sink,
+        fanout: roles.fanout,
     }
 }
 

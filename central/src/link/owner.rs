@@ -14,24 +14,35 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 /// The way to the committer of each shard that has one here.
 #[derive(Clone, Default)]
-pub(super) struct Routes(Arc<Mutex<BTreeMap<Shard, mpsc::Sender<Input>>>>);
+pub(super) struct Routes(watch::Sender<BTreeMap<Shard, mpsc::Sender<Input>>>);
 
 impl Routes {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Shard, mpsc::Sender<Input>>> {
-        // Entries are put and taken whole; a panic elsewhere leaves nothing half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn to(&self, shard: Shard) -> Option<mpsc::Sender<Input>> {
+        self.0.borrow().get(&shard).cloned()
     }
 
-    pub(super) fn to(&self, shard: Shard) -> Option<mpsc::Sender<Input>> {
-        self.lock().get(&shard).cloned()
+    /// Waits until there is one.
+    pub(super) async fn wait(&self, shard: Shard) -> Option<mpsc::Sender<Input>> {
+        let mut routes = self.0.subscribe();
+        routes.wait_for(|routes| routes.contains_key(&shard)).await.ok()?.get(&shard).cloned()
+    }
+
+    fn put(&self, shard: Shard, inputs: mpsc::Sender<Input>) {
+        self.0.send_modify(|routes| drop(routes.insert(shard, inputs)));
+    }
+
+    fn take(&self, shard: Shard) {
+        self.0.send_modify(|routes| drop(routes.remove(&shard)));
     }
 }
 
@@ -61,7 +72,7 @@ pub(super) async fn own_shards(
                 let (parts, config, routes) = (parts.clone(), config.clone(), routes.clone());
                 committers.spawn(async move {
                     let done = own(shard, &parts, &config, &routes, token).await;
-                    routes.lock().remove(&shard);
+                    routes.take(shard);
                     (shard, done)
                 });
             }
@@ -99,9 +110,9 @@ async fn own(
                 tracing::debug!(%shard, records = stored.len(), "a shard is committed here");
                 let (inputs, taken) = mpsc::channel(COMMITTER_INPUTS);
                 let committer = Committer::new(shard, parts.clone(), config, taken, stored);
-                routes.lock().insert(shard, inputs);
+                routes.put(shard, inputs);
                 let ended = committer.run(stop.child_token()).await;
-                routes.lock().remove(&shard);
+                routes.take(shard);
                 match ended {
                     Ended::Asked => return Ok(()),
                     // Where two believe that they own it, the one that is wrong hears so soon.

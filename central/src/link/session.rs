@@ -9,7 +9,7 @@ use super::{
     owner::Routes,
 };
 use crate::{
-    limits::{HELLO_TIMEOUT, REVOCATION_CHECK_INTERVAL, SCHEMAS_PER_SESSION_MAX},
+    limits::{HELLO_TIMEOUT, REVOCATION_CHECK_INTERVAL, SCHEMAS_PER_SESSION_MAX, SHARD_LOOK, SHARD_WAIT},
     log::{Shard, shard_of},
 };
 use ::link::{
@@ -86,7 +86,11 @@ impl Sessions {
         };
         let gateway = hello.gateway.clone();
         let shard = shard_of(&gateway, self.parts.log.shards());
-        let Some(committer) = self.routes.to(shard) else {
+        let routed = tokio::select! {
+            () = stop.cancelled() => return outbound.goodbye(Goodbye::Stopping),
+            routed = self.route(shard) => routed,
+        };
+        let Some(committer) = routed else {
             return self.elsewhere(&gateway, shard, &outbound);
         };
         let mut session = Session {
@@ -153,6 +157,23 @@ impl Sessions {
         tracing::info!(%gateway, address = %peer.address, reason = why, "gateway disconnected");
         // When the committer is gone, central is stopping and nobody asks for the state of the session.
         let _ = session.committer.send(Input::Gone(id)).await;
+    }
+
+    /// The way to a shard's committer. A shard that nobody is known to own is about to be somebody's: it is waited for,
+    /// which is shorter than a gateway that comes back.
+    async fn route(&self, shard: Shard) -> Option<mpsc::Sender<Input>> {
+        let deadline = tokio::time::Instant::now() + SHARD_WAIT;
+        loop {
+            if let Some(committer) = self.routes.to(shard) {
+                return Some(committer);
+            }
+            if self.parts.log.owner(shard).is_some() || tokio::time::Instant::now() > deadline {
+                return None;
+            }
+            if let Ok(committer) = tokio::time::timeout(SHARD_LOOK, self.routes.wait(shard)).await {
+                return committer;
+            }
+        }
     }
 
     /// The gateway's shard is not committed here: says where it is, when that is known.

@@ -22,8 +22,10 @@
 mod codec;
 pub mod embedded;
 pub mod kafka;
+mod outlet;
 mod progress;
 
+pub use outlet::{Outlet, StreamEvents};
 pub use progress::{
     Counted, Head, LossEntry, Progress, ProgressKey, ProgressKind, ProgressRecord, Quarantined,
 };

@@ -226,10 +226,18 @@ fn take_counted(r: &mut Reader<'_>) -> Result<Counted, CodecError> {
             first_time_ns: r.i64()?,
             last_time_ns: r.i64()?,
             rows: r.u64()?,
-            reason: r.text()?.to_owned(),
+            reason: take_reason(r)?,
         });
     }
     Ok(Counted { incarnation, counts, earlier, as_of, heard_at_ns, losses })
+}
+
+fn take_reason(r: &mut Reader<'_>) -> Result<String, CodecError> {
+    let reason = r.text()?;
+    if reason.len() > REASON_BYTES_MAX {
+        return Err(CodecError(format!("a reason of {} bytes", reason.len())));
+    }
+    Ok(reason.to_owned())
 }
 
 fn put_quarantined(w: &mut Writer, q: &Quarantined) {
@@ -248,7 +256,7 @@ fn take_quarantined(r: &mut Reader<'_>) -> Result<Quarantined, CodecError> {
         first: Seq(r.u64()?),
         last: Seq(r.u64()?),
         hash: r.digest()?,
-        reason: r.text()?.to_owned(),
+        reason: take_reason(r)?,
         at_ns: r.i64()?,
         times: r.u64()?,
     })
@@ -257,6 +265,7 @@ fn take_quarantined(r: &mut Reader<'_>) -> Result<Quarantined, CodecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use record::clock::{Random as _, SeededRandom};
 
     fn samples() -> Vec<ProgressRecord> {
         let loss = LossEntry {
@@ -302,6 +311,31 @@ mod tests {
             .into_iter()
             .map(|value| ProgressRecord { gateway: gateway.clone(), stream: stream.clone(), value })
             .collect()
+    }
+
+    /// The short form of the fuzz target `progress_record`.
+    #[test]
+    fn what_foreign_bytes_decode_to_encodes_to_them() {
+        let samples: Vec<Vec<u8>> = samples().iter().map(ProgressRecord::encode).collect();
+        let mut taken = 0;
+        for seed in 0..30_000 {
+            let random = SeededRandom::new(seed);
+            let below = |n: usize| (random.next_u64() as usize) % n;
+            let mut bytes = samples[below(samples.len())].clone();
+            for _ in 0..1 + below(3) {
+                let at = below(bytes.len());
+                match below(3) {
+                    0 => bytes[at] = random.next_u64() as u8,
+                    1 => bytes.truncate(1 + at),
+                    _ => bytes.extend((0..below(9)).map(|_| random.next_u64() as u8)),
+                }
+            }
+            if let Ok(record) = ProgressRecord::decode(&bytes) {
+                taken += 1;
+                assert_eq!(record.encode(), bytes, "seed {seed}");
+            }
+        }
+        assert!(taken > 100, "{taken}");
     }
 
     #[test]

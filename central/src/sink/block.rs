@@ -281,6 +281,35 @@ pub(crate) mod tests {
         assert_eq!((offsets.value(9), offsets.value(10)), (4, 9));
     }
 
+    /// The most memory that this process has had, in bytes.
+    #[cfg(target_os = "linux")]
+    fn peak() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells it");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a line");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_length_that_claims_900_mb_takes_no_such_memory() {
+        const CLAIM: u64 = 900_000_000;
+        let good = stored(1, "g", ("t", ColumnType::Float64), 1, 200).bytes;
+        let before = peak();
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        for at in (0..good.len() - 8).step_by(4) {
+            for width in [4, 8] {
+                let mut bytes = good.to_vec();
+                bytes[at..at + width].copy_from_slice(&CLAIM.to_le_bytes()[..width]);
+                // What comes of most of them is an error, of some a batch: the claim fell on a value.
+                let _ = block::decode(&bytes);
+            }
+        }
+        std::panic::set_hook(hook);
+        let grown = peak().saturating_sub(before);
+        assert!(grown < CLAIM / 3, "{grown} bytes more");
+    }
+
     #[test]
     fn a_block_that_is_not_what_it_claims_is_refused() {
         let good = stored(1, "g", ("t", ColumnType::Float64), 1, 10);

@@ -2,8 +2,10 @@
 
 use super::{
     KafkaOptions,
+    limits::{FETCH_WAIT, IDENTITY_TRIES, POLL, WHOLE_TIMEOUT, ms},
+    polling::{Polling, Watch},
     shard::{Owner, number},
-    whole,
+    whole::Whole,
 };
 use crate::log::Shard;
 use rdkafka::{
@@ -13,24 +15,17 @@ use rdkafka::{
 use record::clock::Random;
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    thread::JoinHandle,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Processes that begin together fence each other; one of them gets through.
-const IDENTITY_TRIES: u32 = 40;
 const LOG_ID: &str = "log-id";
 
 /// The log's identity: read, or made when there is none. Blocks.
-pub(super) fn identity(options: &KafkaOptions, random: &dyn Random) -> Result<String, String> {
+pub(super) fn identity(options: &KafkaOptions, whole: &Whole, random: &dyn Random) -> Result<String, String> {
     let topic = options.topic("control");
     let stored = || -> Result<Option<String>, String> {
-        let entries = whole::read(options, &topic, 0, READ_TIMEOUT)?;
+        let entries = whole.read(&topic, 0, WHOLE_TIMEOUT)?;
         let newest = entries.into_iter().rfind(|(key, _)| key == LOG_ID.as_bytes());
         Ok(newest.and_then(|(_, value)| String::from_utf8(value?).ok()))
     };
@@ -39,7 +34,7 @@ pub(super) fn identity(options: &KafkaOptions, random: &dyn Random) -> Result<St
         // Two processes that begin at the same time fence each other: one of them writes, and all read it.
         let id = format!("{:016x}{:016x}", random.next_u64(), random.next_u64());
         let owner =
-            Owner::named(options, &format!("{}-control", options.prefix)).map_err(|e| e.to_string())?;
+            Owner::named(options, &format!("{}-control", options.prefix), &[]).map_err(|e| e.to_string())?;
         if let Some(text) = stored()? {
             return Ok(text);
         }
@@ -71,6 +66,9 @@ pub(super) fn identity(options: &KafkaOptions, random: &dyn Random) -> Result<St
     }
 }
 
+/// What stands there when its owner has let go of a shard.
+pub(super) const NOBODY: &str = "";
+
 /// The key under which the owner of a shard stands.
 pub(super) fn owner_key(shard: Shard) -> String {
     format!("owner-{shard}")
@@ -81,51 +79,40 @@ type Known = Arc<Mutex<BTreeMap<String, String>>>;
 /// Follows the topic.
 pub(super) struct Control {
     known: Known,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Polling,
 }
 
 impl Control {
-    pub(super) fn follow(options: &KafkaOptions) -> Result<Self, rdkafka::error::KafkaError> {
+    pub(super) fn follow(options: &KafkaOptions, watch: &Watch) -> Result<Self, String> {
+        let text = |e: rdkafka::error::KafkaError| e.to_string();
         let mut config = options.client();
         config
             .set("group.id", options.group("read-control"))
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
             .set("auto.offset.reset", "earliest")
-            .set("fetch.wait.max.ms", "100");
-        let consumer: BaseConsumer = config.create()?;
+            .set("fetch.wait.max.ms", ms(FETCH_WAIT));
+        let consumer: BaseConsumer = config.create().map_err(text)?;
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&options.topic("control"), number(0), Offset::Beginning)?;
-        consumer.assign(&list)?;
-        let (known, stop) = (Known::default(), Arc::new(AtomicBool::new(false)));
-        let thread = {
-            let (known, stop) = (known.clone(), stop.clone());
-            std::thread::spawn(move || {
-                while !stop.load(SeqCst) {
-                    let Some(Ok(m)) = consumer.poll(Duration::from_millis(50)) else { continue };
-                    let text = |b: Option<&[u8]>| b.and_then(|b| String::from_utf8(b.to_vec()).ok());
-                    if let (Some(key), Some(value)) = (text(m.key()), text(m.payload())) {
-                        known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value);
-                    }
+        list.add_partition_offset(&options.topic("control"), number(0), Offset::Beginning).map_err(text)?;
+        consumer.assign(&list).map_err(text)?;
+        let known = Known::default();
+        let told = known.clone();
+        let thread = Polling::start("kafka-control", watch, move |stop| {
+            while !stop.is_cancelled() {
+                let Some(Ok(m)) = consumer.poll(POLL) else { continue };
+                let text = |b: Option<&[u8]>| b.and_then(|b| String::from_utf8(b.to_vec()).ok());
+                if let (Some(key), Some(value)) = (text(m.key()), text(m.payload())) {
+                    told.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value);
                 }
-            })
-        };
-        Ok(Self { known, stop, thread: Some(thread) })
+            }
+        })?;
+        Ok(Self { known, _thread: thread })
     }
 
+    /// None also for a shard that its owner has let go of.
     pub(super) fn owner(&self, shard: Shard) -> Option<String> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&owner_key(shard)).cloned()
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        self.stop.store(true, SeqCst);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that follows the control topic had ended");
-        }
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&owner_key(shard)).filter(|url| *url != NOBODY).cloned()
     }
 }

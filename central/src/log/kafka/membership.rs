@@ -6,30 +6,28 @@
 //! - after a commit of unknown outcome the process leaves the group and joins again, so that a commit that still lies on
 //!   the way is refused by the broker: it belongs to a member that is gone.
 
-use super::{KafkaOptions, shard::number};
+use super::{
+    KafkaOptions,
+    limits::{HEARTBEAT, MEMBER_SOCKET_TIMEOUT, POLL, SESSION_TIMEOUT, ms},
+    offsets,
+    polling::{Polling, Watch},
+};
 use crate::log::{CommitError, Lease, Offset, Partition, Shard};
 use rdkafka::{
     ClientContext, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance},
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, ConsumerGroupMetadata, Rebalance},
     error::{KafkaError, RDKafkaErrorCode},
 };
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 use tokio::sync::watch;
-
-/// A member that is silent for so long has lost what it had: the least that a broker takes by default.
-const SESSION_MS: &str = "6000";
-/// A member hears of a change with its heartbeat: what one process lets go of is another's within this.
-const HEARTBEAT_MS: &str = "300";
-/// How long the network may keep a commit waiting.
-const SOCKET_MS: &str = "10000";
+use tokio_util::sync::CancellationToken;
 
 /// What a partition of a group's topic is to us, by its number.
 pub(super) trait Place: Copy + Ord + Send + Sync + 'static {
@@ -114,13 +112,18 @@ pub(super) struct Membership<T: Place> {
     topic: String,
     consumer: Arc<BaseConsumer<Context<T>>>,
     seat: Arc<Seat<T>>,
-    stop: Arc<AtomicBool>,
     rejoin: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Polling,
 }
 
 impl<T: Place> Membership<T> {
-    pub(super) fn join(options: &KafkaOptions, group: &str, topic: &str) -> Result<Self, KafkaError> {
+    pub(super) fn join(
+        options: &KafkaOptions,
+        group: &str,
+        topic: &str,
+        watch: &Watch,
+    ) -> Result<Self, String> {
+        let text = |e: KafkaError| e.to_string();
         let seat = Arc::new(Seat {
             owned: watch::Sender::new(BTreeMap::new()),
             committing: RwLock::new(()),
@@ -131,26 +134,34 @@ impl<T: Place> Membership<T> {
             .set("group.id", options.group(group))
             .set("group.protocol", "classic")
             .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", SESSION_MS)
-            .set("heartbeat.interval.ms", HEARTBEAT_MS)
-            .set("socket.timeout.ms", SOCKET_MS)
+            .set("session.timeout.ms", ms(SESSION_TIMEOUT))
+            .set("heartbeat.interval.ms", ms(HEARTBEAT))
+            .set("socket.timeout.ms", ms(MEMBER_SOCKET_TIMEOUT))
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "latest");
-        let consumer: BaseConsumer<Context<T>> = config.create_with_context(Context(seat.clone()))?;
-        consumer.subscribe(&[topic])?;
-        let consumer = Arc::new(consumer);
-        let (stop, rejoin) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let thread = {
-            let (consumer, topic, stop, rejoin) =
-                (consumer.clone(), topic.to_owned(), stop.clone(), rejoin.clone());
-            std::thread::spawn(move || serve(&consumer, &topic, &stop, &rejoin))
-        };
-        Ok(Self { topic: topic.to_owned(), consumer, seat, stop, rejoin, thread: Mutex::new(Some(thread)) })
+        let consumer = config.create_with_context(Context(seat.clone())).map_err(text)?;
+        let consumer: Arc<BaseConsumer<Context<T>>> = Arc::new(consumer);
+        consumer.subscribe(&[topic]).map_err(text)?;
+        let rejoin = Arc::new(AtomicBool::new(false));
+        let (polled, subscribed, asked) = (consumer.clone(), topic.to_owned(), rejoin.clone());
+        let thread =
+            Polling::start("kafka-group", watch, move |stop| serve(&polled, &subscribed, stop, &asked))?;
+        Ok(Self { topic: topic.to_owned(), consumer, seat, rejoin, thread })
     }
 
     pub(super) fn owned(&self) -> watch::Receiver<BTreeMap<T, Lease>> {
         self.seat.owned.subscribe()
+    }
+
+    /// Whether something is this process' under this lease.
+    pub(super) fn holds(&self, n: T, lease: Lease) -> bool {
+        self.seat.owned.borrow().get(&n) == Some(&lease)
+    }
+
+    /// How the group knows this member, for an offset that goes into a transaction; none when the lease has ended.
+    pub(super) fn metadata(&self, n: T, lease: Lease) -> Option<ConsumerGroupMetadata> {
+        self.consumer.group_metadata().filter(|_| self.holds(n, lease))
     }
 
     /// Blocks.
@@ -162,15 +173,10 @@ impl<T: Place> Membership<T> {
         metadata: &str,
     ) -> Result<(), CommitError> {
         let _nothing_is_taken_back = self.seat.committing.read().unwrap_or_else(PoisonError::into_inner);
-        if self.seat.owned.borrow().get(&n) != Some(&lease) {
+        if !self.holds(n, lease) {
             return Err(CommitError::Fenced);
         }
-        let refused = |e: KafkaError| CommitError::Refused(e.to_string());
-        let at = i64::try_from(offset.0).map_err(|e| CommitError::Refused(e.to_string()))?;
-        let mut list = TopicPartitionList::new();
-        let mut place = list.add_partition(&self.topic, number(n.number()));
-        place.set_offset(rdkafka::Offset::Offset(at)).map_err(refused)?;
-        place.set_metadata(metadata);
+        let list = offsets::position(&self.topic, n.number(), offset, metadata)?;
         match self.consumer.commit(&list, CommitMode::Sync) {
             Ok(()) => Ok(()),
             Err(error) => match error.rdkafka_error_code() {
@@ -189,25 +195,18 @@ impl<T: Place> Membership<T> {
 
     /// Leaves the group, so that others need not wait until this member is missed. Blocks.
     pub(super) fn leave(&self) {
-        self.stop.store(true, SeqCst);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread of a consumer group had ended");
-        }
-    }
-}
-
-impl<T: Place> Drop for Membership<T> {
-    fn drop(&mut self) {
-        self.leave();
+        self.thread.end();
     }
 }
 
 /// The calls of the group come while it is polled.
-fn serve<T: Place>(consumer: &BaseConsumer<Context<T>>, topic: &str, stop: &AtomicBool, rejoin: &AtomicBool) {
-    while !stop.load(SeqCst) {
+fn serve<T: Place>(
+    consumer: &BaseConsumer<Context<T>>,
+    topic: &str,
+    stop: &CancellationToken,
+    rejoin: &AtomicBool,
+) {
+    while !stop.is_cancelled() {
         if rejoin.swap(false, SeqCst) {
             consumer.context().0.take_back_all();
             consumer.unsubscribe();
@@ -217,7 +216,7 @@ fn serve<T: Place>(consumer: &BaseConsumer<Context<T>>, topic: &str, stop: &Atom
                 rejoin.store(true, SeqCst);
             }
         }
-        if let Some(Err(error)) = consumer.poll(Duration::from_millis(50)) {
+        if let Some(Err(error)) = consumer.poll(POLL) {
             tracing::debug!(%error, topic, "a consumer group");
         }
     }

@@ -5,17 +5,23 @@
 //! PREFIX.progress      compacted; key = kind, gateway, stream; a shard is a partition
 //! PREFIX.control       compacted; the log's identity, and the URL of each shard's owner
 //! PREFIX.quarantine    records of the data topic that are none, with reason and place
+//! PREFIX.events.STREAM single events as JSON, when the role fanout is asked for
 //! ```
 //!
 //! A group of a shard is one transaction under the id `PREFIX-link-SHARD`: its records and its progress are there
 //! together or not at all, and whoever claims the shard later has fenced everybody before. What a process owns is told by
-//! two consumer groups that never fetch; readers are consumers without a group.
+//! consumer groups that never fetch; readers are consumers without a group.
 //!
 //! Invariants: see [`super::Log`]; besides, a producer is never used again after any doubt.
 
+mod age;
 mod control;
-mod headers;
+pub mod headers;
+mod limits;
 mod membership;
+mod offsets;
+mod outlet;
+mod polling;
 mod quarantine;
 mod reader;
 mod shard;
@@ -26,32 +32,33 @@ use super::{
     ClaimError, CommitError, Committed, DataRecord, Lease, Log, Offset, Owned, Partition, PartitionStatus,
     ProgressRecord, ReadError, Shard, StoredRecord,
 };
-use crate::{SINK_GROUP, limits::OFFSET_METADATA_BYTES_MAX};
+use crate::{FANOUT_GROUP, SINK_GROUP, limits::OFFSET_METADATA_BYTES_MAX};
 use async_trait::async_trait;
 use control::Control;
+use daemon::metrics::Registry;
+use headers::Poison;
+use limits::{ASK_TIMEOUT, WHOLE_TIMEOUT};
 use membership::Membership;
-use quarantine::Quarantine;
+use outlet::Outlets;
+use polling::Watch;
+use quarantine::{Found, Quarantine};
 use rdkafka::{
-    ClientConfig, Message, TopicPartitionList,
+    ClientConfig, Message,
     consumer::{BaseConsumer, Consumer},
 };
 use reader::Reader;
-use record::{clock::Random, limits::BLOCK_BYTES_MAX};
+use record::{StreamName, clock::Random};
 use shard::{Owner, number};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 use tokio::{runtime::Handle, sync::watch};
-
-/// The largest record with its headers: a broker's default is 1,048,588 bytes.
-const MESSAGE_BYTES: usize = 1_040_000;
-const _: () = assert!(BLOCK_BYTES_MAX + 4_096 < MESSAGE_BYTES);
-
-/// How long a shard's progress may take to be read.
-const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+use whole::Whole;
 
 /// How the log is reached, and what it is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +83,8 @@ pub struct KafkaOptions {
     pub advertise: Option<String>,
     /// Whether this process has the sink role.
     pub sink: bool,
+    /// Whether this process has the fanout role.
+    pub fanout: bool,
 }
 
 /// Options of librdkafka by their names. What they print has no values: one may be a password.
@@ -100,6 +109,10 @@ pub fn check_client(key: &str, value: &str) -> Result<(), String> {
 impl KafkaOptions {
     fn topic(&self, name: &str) -> String {
         format!("{}.{name}", self.prefix)
+    }
+
+    fn events_topic(&self, stream: &StreamName) -> String {
+        self.topic(&format!("events.{stream}"))
     }
 
     fn group(&self, name: &str) -> String {
@@ -133,6 +146,10 @@ pub struct Kafka {
     /// Clients that ask for a group's offsets and for extents; by group.
     askers: Mutex<BTreeMap<String, Arc<BaseConsumer>>>,
     quarantine: Arc<Quarantine>,
+    outlets: Option<Arc<Outlets>>,
+    whole: Arc<Whole>,
+    watch: Watch,
+    closed: AtomicBool,
 }
 
 impl std::fmt::Debug for Kafka {
@@ -156,26 +173,32 @@ impl Kafka {
     pub async fn open(options: KafkaOptions, random: Arc<dyn Random>) -> Result<Self, String> {
         topics::ensure(&options).await?;
         let options = Arc::new(options);
-        let at_start = options.clone();
+        let whole = Arc::new(Whole::new(options.clone()));
+        let (at_start, reading) = (options.clone(), whole.clone());
         let started = blocking(move || {
-            let id = control::identity(&at_start, &*random)?;
-            Ok::<_, String>((id, Quarantine::open(&at_start)?))
+            let id = control::identity(&at_start, &reading, &*random)?;
+            Ok::<_, String>((id, Quarantine::open(&at_start, reading)?))
         });
         let (id, quarantine) = started.await??;
-        let text = |e: rdkafka::error::KafkaError| e.to_string();
-        let control = Control::follow(&options).map_err(text)?;
+        let watch = Watch::new();
+        let control = Control::follow(&options, &watch)?;
         let nothing = || watch::channel(BTreeMap::new()).1;
         let (mut link, mut shards_owned) = (None, nothing());
         if options.advertise.is_some() {
-            let member = Membership::join(&options, "link", &options.topic("progress")).map_err(text)?;
+            let member = Membership::join(&options, "link", &options.topic("progress"), &watch)?;
             shards_owned = member.owned();
             link = Some(Arc::new(member));
         }
         let (mut sink, mut sink_owned) = (None, watch::channel(BTreeMap::new()).1);
         if options.sink {
-            let member = Membership::join(&options, SINK_GROUP, &options.topic("data")).map_err(text)?;
+            let member = Membership::join(&options, SINK_GROUP, &options.topic("data"), &watch)?;
             sink_owned = member.owned();
             sink = Some(Arc::new(member));
+        }
+        let mut outlets = None;
+        if options.fanout {
+            let member = Membership::join(&options, FANOUT_GROUP, &options.topic("data"), &watch)?;
+            outlets = Some(Arc::new(Outlets::of(Arc::new(member))));
         }
         Ok(Self {
             id,
@@ -189,7 +212,22 @@ impl Kafka {
             askers: Mutex::default(),
             quarantine: Arc::new(quarantine),
             options,
+            outlets,
+            whole,
+            watch,
+            closed: AtomicBool::new(false),
         })
+    }
+
+    /// Counts from now on, for the metrics.
+    pub fn count_in(&self, registry: &Registry) {
+        self.quarantine.count_in(registry);
+    }
+
+    /// Waits until a thread of the log has ended although nobody asked it to, and says which: then the process is of no
+    /// use.
+    pub async fn thread_ended(&self) -> &'static str {
+        self.watch.ended().await
     }
 
     fn reader(&self, name: &str) -> Result<Arc<Reader>, String> {
@@ -199,19 +237,19 @@ impl Kafka {
         }
         let on_poison: reader::OnPoison = if name == SINK_GROUP {
             let (quarantine, runtime) = (self.quarantine.clone(), Handle::current());
-            Box::new(move |partition, offset, reason, message| {
-                let value = message.payload().unwrap_or_default();
-                let new = runtime.block_on(quarantine.keep(partition, offset, reason, value))?;
-                if new {
-                    tracing::error!(%partition, %offset, reason, "a record that is none is in quarantine");
+            Box::new(move |at, poison, message| {
+                let found = Found::new(at, message.key(), message.payload(), message.headers());
+                if runtime.block_on(quarantine.keep(found, poison))? {
+                    let ((partition, offset), Poison { kind, reason }) = (at, poison);
+                    tracing::error!(%partition, %offset, kind, reason, "a record that is none is in quarantine");
                 }
                 Ok(())
             })
         } else {
             // The sink puts it aside.
-            Box::new(|_, _, _, _| Ok(()))
+            Box::new(|_, _, _| Ok(()))
         };
-        let reader = Arc::new(Reader::new(&self.options, name, on_poison).map_err(|e| e.to_string())?);
+        let reader = Arc::new(Reader::new(&self.options, name, &self.watch, on_poison)?);
         readers.insert(name.to_owned(), reader.clone());
         Ok(reader)
     }
@@ -230,6 +268,25 @@ impl Kafka {
         Ok(asker)
     }
 
+    /// Says that the shards committed here are nobody's: gateways then wait where they knock until somebody takes them,
+    /// instead of being sent to a process that ends.
+    async fn withdraw(&self) {
+        let claims: Vec<_> = lock(&self.claims).iter().map(|(shard, slot)| (*shard, slot.clone())).collect();
+        let mut telling = tokio::task::JoinSet::new();
+        for (shard, slot) in claims {
+            let options = self.options.clone();
+            telling.spawn_blocking(move || {
+                let told = lock(&slot)
+                    .as_ref()
+                    .map(|owner| owner.publish(&options, &control::owner_key(shard), control::NOBODY));
+                if let Some(Err(error)) = told {
+                    tracing::debug!(%shard, %error, "that a shard is let go of is not told");
+                }
+            });
+        }
+        telling.join_all().await;
+    }
+
     fn there(&self, partition: Partition) -> Result<(), ReadError> {
         let known = partition.0 < self.options.partitions;
         if known { Ok(()) } else { Err(ReadError::NoPartition(partition)) }
@@ -237,10 +294,10 @@ impl Kafka {
 }
 
 /// The newest value of each key. Blocks.
-fn progress(options: &KafkaOptions, shard: Shard) -> Result<Vec<ProgressRecord>, String> {
+fn progress(options: &KafkaOptions, whole: &Whole, shard: Shard) -> Result<Vec<ProgressRecord>, String> {
     let topic = options.topic("progress");
     let mut newest = BTreeMap::new();
-    for (key, value) in whole::read(options, &topic, number(shard.0), PROGRESS_TIMEOUT)? {
+    for (key, value) in whole.read(&topic, number(shard.0), WHOLE_TIMEOUT)? {
         match value {
             Some(value) => drop(newest.insert(key, value)),
             None => drop(newest.remove(&key)),
@@ -279,7 +336,7 @@ impl Log for Kafka {
     async fn claim(&self, shard: Shard) -> Result<Vec<ProgressRecord>, ClaimError> {
         let Some(advertise) = self.options.advertise.clone() else { return Err(ClaimError::NotOwner(shard)) };
         let slot = lock(&self.claims).entry(shard).or_default().clone();
-        let (options, owned) = (self.options.clone(), self.shards_owned.clone());
+        let (options, whole, owned) = (self.options.clone(), self.whole.clone(), self.shards_owned.clone());
         let is_ours = move || {
             let ours = owned.borrow().contains_key(&shard);
             if ours { Ok(()) } else { Err(ClaimError::NotOwner(shard)) }
@@ -291,7 +348,7 @@ impl Log for Kafka {
             // It is never used again.
             *slot = None;
             let owner = Owner::begin(&options, shard).map_err(|e| unavailable(e.to_string()))?;
-            let stored = progress(&options, shard).map_err(unavailable)?;
+            let stored = progress(&options, &whole, shard).map_err(unavailable)?;
             let told = owner.publish(&options, &control::owner_key(shard), &advertise);
             told.map_err(|e| unavailable(e.to_string()))?;
             is_ours()?;
@@ -322,8 +379,8 @@ impl Log for Kafka {
     }
 
     async fn progress(&self, shard: Shard) -> Result<Vec<ProgressRecord>, ReadError> {
-        let (options, partition) = (self.options.clone(), Partition(shard.0));
-        let read = blocking(move || progress(&options, shard)).await.and_then(|read| read);
+        let (options, whole, partition) = (self.options.clone(), self.whole.clone(), Partition(shard.0));
+        let read = blocking(move || progress(&options, &whole, shard)).await.and_then(|read| read);
         read.map_err(|reason| ReadError::Storage { partition, reason })
     }
 
@@ -353,20 +410,7 @@ impl Log for Kafka {
         self.there(partition)?;
         let storage = move |reason: String| ReadError::Storage { partition, reason };
         let (asker, topic) = (self.asker(group).map_err(storage)?, self.options.topic("data"));
-        let asked = blocking(move || {
-            let mut list = TopicPartitionList::new();
-            list.add_partition(&topic, number(partition.0));
-            let list = asker.committed_offsets(list, ASK_TIMEOUT).map_err(|e| e.to_string())?;
-            let place = list.find_partition(&topic, number(partition.0)).ok_or("no answer")?;
-            place.error().map_err(|e| e.to_string())?;
-            Ok::<_, String>(match place.offset() {
-                rdkafka::Offset::Offset(at) => Some(Committed {
-                    offset: Offset(u64::try_from(at).unwrap_or_default()),
-                    metadata: place.metadata().to_owned(),
-                }),
-                _ => None,
-            })
-        });
+        let asked = blocking(move || offsets::committed(&asker, &topic, partition.0));
         asked.await.and_then(|answer| answer).map_err(storage)
     }
 
@@ -390,7 +434,9 @@ impl Log for Kafka {
     }
 
     async fn quarantine(&self, p: Partition, record: &StoredRecord, reason: &str) -> Result<(), CommitError> {
-        let kept = self.quarantine.keep(p, record.offset, reason, &record.bytes).await;
+        let (h, key) = (headers::encode(&record.headers), record.headers.gateway.as_str().as_bytes());
+        let found = Found::new((p, record.offset), Some(key), Some(&record.bytes), Some(&h));
+        let kept = self.quarantine.keep(found, &Poison::block(reason)).await;
         kept.map(drop).map_err(CommitError::Unknown)
     }
 
@@ -405,17 +451,18 @@ impl Log for Kafka {
     }
 
     async fn close(&self) {
-        let (link, sink) = (self.link.clone(), self.sink.clone());
-        let left = blocking(move || {
-            if let Some(link) = link {
-                link.leave();
-            }
-            if let Some(sink) = sink {
-                sink.leave();
-            }
-        });
-        if let Err(error) = left.await {
-            tracing::warn!(error, "the groups were not left");
+        if self.closed.swap(true, SeqCst) {
+            return;
+        }
+        self.withdraw().await;
+        let (link, sink, outlets) = (self.link.clone(), self.sink.clone(), self.outlets.clone());
+        let left = tokio::join!(
+            blocking(move || link.iter().for_each(|member| member.leave())),
+            blocking(move || sink.iter().for_each(|member| member.leave())),
+            blocking(move || outlets.iter().for_each(|outlets| outlets.leave())),
+        );
+        if let (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) = left {
+            tracing::warn!(error, "a group was not left");
         }
     }
 }

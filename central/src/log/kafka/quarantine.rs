@@ -1,63 +1,177 @@
-//! Records that are none, kept whole with the reason and their place.
+//! Records that are none, kept with the reason and their place.
+//!
+//! The key is `PARTITION/OFFSET` of the data topic. The value is that of the record, its beginning when it is larger than
+//! any block; headers say the kind, the reason, its length and key, and what its own headers were, each under `was-NAME`,
+//! as far as there is room. So what is kept always fits a broker, whatever the record was: poison stops no lane.
+//!
+//! Each record is kept once. Two processes that both believe to own a partition might keep it twice, under the same key.
 
-use super::KafkaOptions;
+use super::{
+    KafkaOptions, blocking,
+    headers::{Poison, short},
+    limits::{
+        ASK_TIMEOUT, MESSAGE_BYTES_MAX, QUARANTINE_TIMEOUT, QUARANTINED_BYTES_MAX,
+        QUARANTINED_HEADERS_BYTES_MAX, QUOTED_BYTES_MAX, WHOLE_TIMEOUT,
+    },
+    whole::Whole,
+};
 use crate::log::{Offset, Partition};
+use daemon::metrics::{CounterVec, Registry};
 use rdkafka::{
-    message::{Header, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord},
+    message::{Header, Headers, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord, Producer},
 };
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, OnceLock},
 };
 
-const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A record that is none, as it was found.
+pub(super) struct Found {
+    pub(super) partition: Partition,
+    pub(super) offset: Offset,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    value_bytes: usize,
+    headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Found {
+    /// As much of it as is kept.
+    pub(super) fn new(
+        (partition, offset): (Partition, Offset),
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: Option<&impl Headers>,
+    ) -> Self {
+        let (mut kept, mut bytes) = (Vec::new(), 0);
+        for header in headers.into_iter().flat_map(|h| h.iter()) {
+            bytes += header.key.len() + header.value.map_or(0, <[u8]>::len) + QUOTED_BYTES_MAX;
+            if bytes > QUARANTINED_HEADERS_BYTES_MAX {
+                break;
+            }
+            kept.push((format!("was-{}", header.key), header.value.unwrap_or_default().to_vec()));
+        }
+        let (key, value) = (key.unwrap_or_default(), value.unwrap_or_default());
+        Self {
+            partition,
+            offset,
+            key: key[..key.len().min(QUOTED_BYTES_MAX)].to_vec(),
+            value: value[..value.len().min(QUARANTINED_BYTES_MAX)].to_vec(),
+            value_bytes: value.len(),
+            headers: kept,
+        }
+    }
+
+    fn headers(&self, poison: &Poison) -> OwnedHeaders {
+        let length = self.value_bytes.to_string();
+        let reason = short(&poison.reason, crate::limits::REASON_BYTES_MAX);
+        let ours = [("kind", poison.kind.as_bytes()), ("reason", reason.as_bytes())];
+        let ours = ours.into_iter().chain([("bytes", length.as_bytes()), ("key", &self.key[..])]);
+        let theirs = self.headers.iter().map(|(name, value)| (name.as_str(), &value[..]));
+        ours.chain(theirs)
+            .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value) }))
+    }
+}
+
+/// What is known to be kept.
+struct Known {
+    /// The newest of each partition: a partition is read in order, so what is older stands there already.
+    newest: BTreeMap<Partition, Offset>,
+    /// Where the topic ended when it was looked at: behind it another process may have written.
+    end: i64,
+}
+
+impl Known {
+    fn hear(&mut self, others: Option<Others>) {
+        let Some(Others { end, places }) = others else { return };
+        self.end = end;
+        for (partition, offset) in places {
+            let newest = self.newest.entry(partition).or_insert(offset);
+            *newest = offset.max(*newest);
+        }
+    }
+}
+
+/// What stands in the topic.
+struct Others {
+    end: i64,
+    places: Vec<(Partition, Offset)>,
+}
+
+/// Reads the topic, unless it ends where it is known to. Blocks.
+fn others(
+    whole: &Whole,
+    producer: &FutureProducer,
+    topic: &str,
+    known_end: i64,
+) -> Result<Option<Others>, String> {
+    let (_, end) = producer.client().fetch_watermarks(topic, 0, ASK_TIMEOUT).map_err(|e| e.to_string())?;
+    if end == known_end {
+        return Ok(None);
+    }
+    let entries = whole.read(topic, 0, WHOLE_TIMEOUT)?;
+    Ok(Some(Others { end, places: entries.iter().filter_map(|(key, _)| place(key)).collect() }))
+}
 
 pub(super) struct Quarantine {
+    whole: Arc<Whole>,
     topic: String,
     producer: FutureProducer,
-    /// The newest of each partition: a partition is read in order, so what is older stands there already.
-    newest: Mutex<BTreeMap<Partition, Offset>>,
+    known: tokio::sync::Mutex<Known>,
+    kept: OnceLock<CounterVec>,
 }
 
 impl Quarantine {
     /// Blocks.
-    pub(super) fn open(options: &KafkaOptions) -> Result<Self, String> {
+    pub(super) fn open(options: &KafkaOptions, whole: Arc<Whole>) -> Result<Self, String> {
         let topic = options.topic("quarantine");
-        let mut newest = BTreeMap::new();
-        for (key, _) in super::whole::read(options, &topic, 0, READ_TIMEOUT)? {
-            if let Some((partition, offset)) = place(&key) {
-                let known = newest.entry(partition).or_insert(offset);
-                *known = offset.max(*known);
-            }
-        }
         let mut config = options.client();
         config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "0");
+        config.set("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
         let producer = config.create().map_err(|e| e.to_string())?;
-        Ok(Self { topic, producer, newest: Mutex::new(newest) })
+        let mut known = Known { newest: BTreeMap::new(), end: 0 };
+        known.hear(others(&whole, &producer, &topic, 0)?);
+        let known = tokio::sync::Mutex::new(known);
+        Ok(Self { whole, topic, producer, known, kept: OnceLock::new() })
+    }
+
+    /// Counts from now on what is kept.
+    pub(super) fn count_in(&self, registry: &Registry) {
+        let kept = registry.counter_vec(
+            "tidegate_log_quarantined_records_total",
+            "Records of the data topic that are none and were put into quarantine, by kind.",
+            &["kind"],
+        );
+        // Shown from the beginning, so that the first one is an increase.
+        Poison::KINDS.iter().for_each(|kind| drop(kept.with(&[kind])));
+        // A second time would be the same family.
+        let _ = self.kept.set(kept);
     }
 
     /// Durable when it returns true; false for what stands there already.
-    pub(super) async fn keep(
-        &self,
-        partition: Partition,
-        offset: Offset,
-        reason: &str,
-        value: &[u8],
-    ) -> Result<bool, String> {
-        let known = |n: &BTreeMap<Partition, Offset>| n.get(&partition).is_some_and(|o| *o >= offset);
-        if known(&self.newest.lock().unwrap_or_else(PoisonError::into_inner)) {
+    pub(super) async fn keep(&self, found: Found, poison: &Poison) -> Result<bool, String> {
+        let (partition, offset) = (found.partition, found.offset);
+        let mut known = self.known.lock().await;
+        // Poison is rare: a question to the broker costs less than what is told twice.
+        let (whole, producer, topic) = (self.whole.clone(), self.producer.clone(), self.topic.clone());
+        let end = known.end;
+        known.hear(blocking(move || others(&whole, &producer, &topic, end)).await??);
+        if known.newest.get(&partition).is_some_and(|newest| *newest >= offset) {
             return Ok(false);
         }
         let key = format!("{partition}/{offset}");
-        let headers = OwnedHeaders::new().insert(Header { key: "reason", value: Some(reason) });
-        let record = FutureRecord::to(&self.topic).partition(0).key(&key).payload(value).headers(headers);
-        self.producer.send(record, WRITE_TIMEOUT).await.map_err(|(e, _)| e.to_string())?;
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = newest.entry(partition).or_insert(offset);
-        *at = offset.max(*at);
+        let headers = found.headers(poison);
+        let record =
+            FutureRecord::to(&self.topic).partition(0).key(&key).payload(&found.value).headers(headers);
+        let at = self.producer.send(record, QUARANTINE_TIMEOUT).await.map_err(|(e, _)| e.to_string())?;
+        if known.end == at.offset {
+            known.end += 1;
+        }
+        known.newest.insert(partition, offset);
+        if let Some(kept) = self.kept.get() {
+            kept.with(&[poison.kind]).inc();
+        }
         Ok(true)
     }
 }

@@ -3,29 +3,26 @@
 //! Each partition has a bounded buffer of what comes behind the last record that was handed out. A read elsewhere moves
 //! the consumer there; what was fetched before is thrown away.
 
-use super::{KafkaOptions, headers, shard::number};
+use super::{
+    KafkaOptions,
+    headers::{self, Poison},
+    limits::{ASK_TIMEOUT, BUFFER_BYTES_MAX, FETCH_WAIT, FETCHED_KIB_MAX, READ_TIMEOUT, READER_POLL, ms},
+    polling::{Polling, Watch},
+    shard::number,
+};
 use crate::log::{Offset, Partition, ReadError, StoredRecord};
 use rdkafka::{
     Message, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, KafkaResult},
+    message::{BorrowedMessage, Headers as _},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    thread::JoinHandle,
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::watch;
-
-/// Bytes of blocks that a partition's buffer holds before it is not fetched any further.
-const BUFFER_BYTES: usize = 48 << 20;
-/// How long a read waits for the broker.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+use tokio_util::sync::CancellationToken;
 
 /// One partition as far as it is followed.
 struct Part {
@@ -87,16 +84,20 @@ fn lock(parts: &Parts) -> MutexGuard<'_, BTreeMap<Partition, Part>> {
 
 /// What happens to a record that is none.
 pub(super) type OnPoison =
-    Box<dyn Fn(Partition, Offset, &str, &rdkafka::message::BorrowedMessage<'_>) -> Result<(), String> + Send>;
+    Box<dyn Fn((Partition, Offset), &Poison, &BorrowedMessage<'_>) -> Result<(), String> + Send>;
 
 pub(super) struct Reader {
     parts: Parts,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _thread: Polling,
 }
 
 impl Reader {
-    pub(super) fn new(options: &KafkaOptions, name: &str, on_poison: OnPoison) -> Result<Self, KafkaError> {
+    pub(super) fn new(
+        options: &KafkaOptions,
+        name: &str,
+        watch: &Watch,
+        on_poison: OnPoison,
+    ) -> Result<Self, String> {
         let mut config = options.client();
         config
             .set("group.id", options.group(&format!("read-{name}")))
@@ -104,15 +105,13 @@ impl Reader {
             .set("isolation.level", "read_committed")
             .set("auto.offset.reset", "error")
             .set("enable.partition.eof", "true")
-            .set("fetch.wait.max.ms", "50")
-            .set("queued.max.messages.kbytes", "32768");
-        let consumer: BaseConsumer = config.create()?;
+            .set("fetch.wait.max.ms", ms(FETCH_WAIT))
+            .set("queued.max.messages.kbytes", FETCHED_KIB_MAX.to_string());
+        let consumer: BaseConsumer = config.create().map_err(|e| e.to_string())?;
         let parts = Parts::default();
-        let stop = Arc::new(AtomicBool::new(false));
         let worker = Worker { consumer, topic: options.topic("data"), parts: parts.clone(), on_poison };
-        let asked = stop.clone();
-        let thread = std::thread::spawn(move || worker.run(&asked));
-        Ok(Self { parts, stop, thread: Some(thread) })
+        let thread = Polling::start("kafka-reader", watch, move |stop| worker.run(stop))?;
+        Ok(Self { parts, _thread: thread })
     }
 
     pub(super) fn tail(&self, partition: Partition) -> watch::Receiver<Offset> {
@@ -161,17 +160,6 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.stop.store(true, SeqCst);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread of a reader had ended");
-        }
-    }
-}
-
 struct Worker {
     consumer: BaseConsumer,
     topic: String,
@@ -180,11 +168,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&self, stop: &AtomicBool) {
-        while !stop.load(SeqCst) {
+    fn run(&self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
             self.seek_all();
             self.pause_and_resume();
-            match self.consumer.poll(Duration::from_millis(10)) {
+            match self.consumer.poll(READER_POLL) {
                 None => {}
                 Some(Ok(message)) => self.take(&message),
                 Some(Err(KafkaError::PartitionEOF(n))) => self.ended(n),
@@ -257,20 +245,21 @@ impl Worker {
     fn pause_and_resume(&self) {
         for (partition, part) in lock(&self.parts).iter_mut() {
             let Ok(list) = self.list(*partition, rdkafka::Offset::Invalid) else { continue };
-            if !part.paused && part.bytes > BUFFER_BYTES {
+            if !part.paused && part.bytes > BUFFER_BYTES_MAX {
                 part.paused = self.consumer.pause(&list).is_ok();
-            } else if part.paused && part.bytes < BUFFER_BYTES / 2 {
+            } else if part.paused && part.bytes < BUFFER_BYTES_MAX / 2 {
                 part.paused = self.consumer.resume(&list).is_err();
             }
         }
     }
 
-    fn take(&self, message: &rdkafka::message::BorrowedMessage<'_>) {
+    fn take(&self, message: &BorrowedMessage<'_>) {
         let Ok(n) = u32::try_from(message.partition()) else { return };
         let (partition, offset) = (Partition(n), Offset(message.offset().max(0) as u64));
-        let record = headers::decode(offset, message.headers(), message.payload());
-        if let Err(reason) = &record
-            && let Err(error) = (self.on_poison)(partition, offset, reason, message)
+        let fields = message.headers().map(|h| h.iter().map(|h| (h.key, h.value)));
+        let record = headers::decode(offset, fields, message.payload());
+        if let Err(poison) = &record
+            && let Err(error) = (self.on_poison)((partition, offset), poison, message)
         {
             // It is read again, and is not passed before it is kept.
             tracing::warn!(%partition, %offset, error, "a record that is none cannot be put aside yet");

@@ -1,9 +1,30 @@
 //! One shard's transactional producer, from a claim to the first doubt.
+//!
+//! # Known limit
+//!
+//! The library speaks the transaction protocol before the second part of KIP-890: the producer's epoch stays the same from
+//! one transaction to the next. The end of a transaction (commit or abort) is a request like any other; where the network
+//! holds one back that was given up and sent again, it may arrive when the next transaction of the same producer is
+//! already open, and end that one instead: too early, so that a part of a group is committed without the rest, or aborted
+//! although a commit was meant. Records that arrive late can likewise be taken into the next transaction. With part two the
+//! brokers give each transaction an epoch of its own and refuse such stragglers.
+//!
+//! What narrows it here:
+//! - after a time-out, a lost connection or any answer but success the producer is dropped, and the next claim begins with
+//!   `init_transactions`, which raises the epoch: stragglers of before are refused then. So the window is a request that is
+//!   late *and* whose repetition was answered in time, within one connection's life;
+//! - everything of a group is acknowledged by the brokers before its commit is sent, so that no record is late;
+//! - a group's progress is in it, and the blocks of a stream are a chain: rows without their progress come again and stand
+//!   twice in the log, progress without its rows is a gap. The audit names either, with gateway, stream and seqs.
 
-use super::{KafkaOptions, headers};
-use crate::log::{CommitError, DataRecord, ProgressRecord, Shard, partition_of};
+use super::{
+    KafkaOptions, headers,
+    limits::{DRAIN_TIMEOUT, MESSAGE_BYTES_MAX, PRODUCER_KIB_MAX, TRANSACTION_TIMEOUT, ms},
+};
+use crate::log::{CommitError, DataRecord, ProgressRecord, Shard, StreamEvents, partition_of};
 use rdkafka::{
-    ClientContext, Message,
+    ClientContext, Message, TopicPartitionList,
+    consumer::ConsumerGroupMetadata,
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig},
@@ -13,11 +34,6 @@ use std::{
     sync::Mutex,
     time::{Duration, Instant},
 };
-
-/// What the broker gives a transaction; then it aborts it.
-const TRANSACTION: Duration = Duration::from_secs(10);
-/// Within this everything of a transaction has been taken by the broker, or it is given up.
-const DRAIN: Duration = Duration::from_secs(7);
 
 /// Counts what was not taken.
 #[derive(Default)]
@@ -42,23 +58,30 @@ pub(super) struct Owner(BaseProducer<Deliveries>);
 impl Owner {
     /// Fences every producer of the shard before it, and ends what that left open. Blocks.
     pub(super) fn begin(options: &KafkaOptions, shard: Shard) -> Result<Self, KafkaError> {
-        Self::named(options, &format!("{}-link-{shard}", options.prefix))
+        // A record is a compressed block already.
+        Self::named(options, &format!("{}-link-{shard}", options.prefix), &[("compression.type", "none")])
     }
 
-    /// The same for any transactional id.
-    pub(super) fn named(options: &KafkaOptions, id: &str) -> Result<Self, KafkaError> {
+    /// The same for any transactional id, with further options.
+    pub(super) fn named(
+        options: &KafkaOptions,
+        id: &str,
+        further: &[(&str, &str)],
+    ) -> Result<Self, KafkaError> {
         let mut config = options.client();
         config
             .set("transactional.id", id)
-            .set("transaction.timeout.ms", TRANSACTION.as_millis().to_string())
+            .set("transaction.timeout.ms", ms(TRANSACTION_TIMEOUT))
             .set("enable.idempotence", "true")
             .set("acks", "all")
-            .set("compression.type", "none")
             .set("linger.ms", "0")
-            .set("message.max.bytes", super::MESSAGE_BYTES.to_string())
-            .set("queue.buffering.max.kbytes", "65536");
+            .set("message.max.bytes", MESSAGE_BYTES_MAX.to_string())
+            .set("queue.buffering.max.kbytes", PRODUCER_KIB_MAX.to_string());
+        for (key, value) in further {
+            config.set(*key, *value);
+        }
         let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default())?;
-        producer.init_transactions(Timeout::After(TRANSACTION))?;
+        producer.init_transactions(Timeout::After(TRANSACTION_TIMEOUT))?;
         Ok(Self(producer))
     }
 
@@ -97,16 +120,36 @@ impl Owner {
         })
     }
 
+    /// Events, and where they leave a group of which we are this member.
+    pub(super) fn publish_events(
+        &self,
+        options: &KafkaOptions,
+        events: &[StreamEvents],
+        offsets: &TopicPartitionList,
+        member: &ConsumerGroupMetadata,
+    ) -> Result<(), CommitError> {
+        self.transaction(|me| {
+            for of_stream in events {
+                let topic = options.events_topic(&of_stream.stream);
+                for (key, value) in &of_stream.events {
+                    me.send(BaseRecord::to(&topic).key(key).payload(value))?;
+                }
+            }
+            let told = me.0.send_offsets_to_transaction(offsets, member, TRANSACTION_TIMEOUT);
+            told.map_err(|e| judged(&e))
+        })
+    }
+
     fn transaction(&self, fill: impl FnOnce(&Self) -> Result<(), CommitError>) -> Result<(), CommitError> {
         self.0.begin_transaction().map_err(|e| judged(&e))?;
         fill(self)?;
         // The library's own flush sleeps in steps of 100 ms.
-        let deadline = Instant::now() + DRAIN;
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
         while self.0.in_flight_count() > 0 {
             self.0.poll(Duration::from_millis(1));
             if Instant::now() > deadline {
                 return Err(CommitError::Unknown(format!(
-                    "the broker did not take a group within {DRAIN:?}"
+                    "the broker did not take a group within {DRAIN_TIMEOUT:?}"
                 )));
             }
         }
@@ -114,14 +157,14 @@ impl Owner {
         if let Some(failed) = failed {
             return Err(self.fatal().unwrap_or(CommitError::Unknown(failed)));
         }
-        self.0.commit_transaction(Timeout::After(TRANSACTION)).map_err(|e| judged(&e))
+        self.0.commit_transaction(Timeout::After(TRANSACTION_TIMEOUT)).map_err(|e| judged(&e))
     }
 
     fn send<K: rdkafka::message::ToBytes + ?Sized, P: rdkafka::message::ToBytes + ?Sized>(
         &self,
         record: BaseRecord<'_, K, P>,
     ) -> Result<(), CommitError> {
-        let deadline = Instant::now() + DRAIN;
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
         let mut record = record;
         loop {
             match self.0.send(record) {
@@ -152,8 +195,13 @@ impl Drop for Owner {
 }
 
 fn judged(error: &KafkaError) -> CommitError {
-    use RDKafkaErrorCode::{Fenced, InvalidProducerEpoch, ProducerFenced};
-    let fenced = matches!(error.rdkafka_error_code(), Some(Fenced | ProducerFenced | InvalidProducerEpoch));
+    use RDKafkaErrorCode::{
+        Fenced, IllegalGeneration, InvalidProducerEpoch, ProducerFenced, UnknownMemberId,
+    };
+    let fenced = matches!(
+        error.rdkafka_error_code(),
+        Some(Fenced | ProducerFenced | InvalidProducerEpoch | IllegalGeneration | UnknownMemberId)
+    );
     if fenced { CommitError::Fenced } else { CommitError::Unknown(error.to_string()) }
 }
 

@@ -1,6 +1,9 @@
 //! The topics, and what they must be like for the promise to hold.
 
-use super::{KafkaOptions, blocking};
+use super::{
+    KafkaOptions, blocking,
+    limits::{BROKER_MESSAGE_BYTES, MESSAGE_BYTES_MAX, QUARANTINE_RETENTION, START_ASKS, START_TIMEOUT, ms},
+};
 use rdkafka::{
     ClientContext,
     admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
@@ -15,11 +18,6 @@ use std::{
     time::Duration,
 };
 
-/// How long a broker may take to answer what is asked at the start, once.
-const ASK_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often it is asked: a broker that has just started answers some questions long before others.
-const ASKS: u32 = 8;
-
 /// One topic.
 struct Topic {
     name: String,
@@ -27,21 +25,34 @@ struct Topic {
     settings: Vec<(&'static str, String)>,
 }
 
+/// What every topic has: brokers do not compress anew what was compressed once.
+fn every(options: &KafkaOptions, policy: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("cleanup.policy", policy.to_owned()),
+        ("min.insync.replicas", options.min_isr.to_string()),
+        ("compression.type", "producer".to_owned()),
+        ("unclean.leader.election.enable", "false".to_owned()),
+        ("max.message.bytes", BROKER_MESSAGE_BYTES.to_string()),
+        // The broker's clock says how old a record is, so that no other one makes it older than it is.
+        ("message.timestamp.type", "LogAppendTime".to_owned()),
+    ]
+}
+
+fn deleted(options: &KafkaOptions, retention: Duration) -> Vec<(&'static str, String)> {
+    let mut settings = every(options, "delete");
+    settings.push(("retention.ms", ms(retention)));
+    settings.push(("retention.bytes", "-1".to_owned()));
+    settings
+}
+
 fn all(options: &KafkaOptions) -> [Topic; 4] {
-    let isr = || ("min.insync.replicas", options.min_isr.to_string());
-    // A record is a compressed block already.
-    let plain = || ("compression.type", "producer".to_owned());
-    let compact = || vec![("cleanup.policy", "compact".to_owned()), isr(), plain()];
-    let deleted = |retention: Duration| {
-        let ms = retention.as_millis().to_string();
-        vec![("cleanup.policy", "delete".to_owned()), ("retention.ms", ms), isr(), plain()]
-    };
+    let compact = || every(options, "compact");
     let topic = |name: &str, partitions, settings| Topic { name: options.topic(name), partitions, settings };
     [
-        topic("data", options.partitions, deleted(options.retention)),
+        topic("data", options.partitions, deleted(options, options.retention)),
         topic("progress", options.shards, compact()),
         topic("control", 1, compact()),
-        topic("quarantine", 1, deleted(options.retention.max(Duration::from_secs(90 * 86_400)))),
+        topic("quarantine", 1, deleted(options, options.retention.max(QUARANTINE_RETENTION))),
     ]
 }
 
@@ -72,12 +83,12 @@ fn reach(options: &KafkaOptions) -> Result<(), String> {
         .create_with_context(heard.clone())
         .map_err(|e| format!("the client's options: {e}"))?;
     let mut asks = 1;
-    while let Err(error) = asker.client().fetch_metadata(None, ASK_TIMEOUT) {
+    while let Err(error) = asker.client().fetch_metadata(None, START_TIMEOUT) {
         // Complaints come while it is polled.
         (0..100).for_each(|_| asker.poll(Duration::ZERO));
         let reason = heard.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let hopeless = ["uthentication fail", "SSL handshake failed"].iter().any(|why| reason.contains(why));
-        if hopeless || asks == ASKS {
+        if hopeless || asks == START_ASKS {
             return Err(format!("no broker of {} answers: {error}; {reason}", options.brokers.join(",")));
         }
         tracing::warn!(asks, reason, "no broker answers yet; they are asked again");
@@ -92,7 +103,7 @@ pub(super) async fn ensure(options: &KafkaOptions) -> Result<(), String> {
     blocking(move || reach(&asked)).await??;
     let admin: AdminClient<DefaultClientContext> =
         options.client().create().map_err(|e| format!("the client's options: {e}"))?;
-    let ask = AdminOptions::new().request_timeout(Some(ASK_TIMEOUT)).operation_timeout(Some(ASK_TIMEOUT));
+    let ask = AdminOptions::new().request_timeout(Some(START_TIMEOUT)).operation_timeout(Some(START_TIMEOUT));
     let topics = all(options);
     let news: Vec<NewTopic<'_>> = topics.iter().map(|t| new(t, options.replication)).collect();
     let made = patiently("topics cannot be made", || admin.create_topics(&news, &ask)).await?;
@@ -111,9 +122,29 @@ pub(super) async fn ensure(options: &KafkaOptions) -> Result<(), String> {
     for (topic, answer) in topics.iter().zip(described) {
         let resource = answer.map_err(|code| format!("topic {} cannot be described: {code}", topic.name))?;
         wrong.extend(judge(topic, &resource, options));
-        wrong.extend(judge_partitions(topic, &admin)?);
+        wrong.extend(judge_partitions(topic, options, &admin)?);
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+}
+
+/// Makes the topic of a stream's events when it is not there.
+pub(super) async fn ensure_events(options: &KafkaOptions, name: &str) -> Result<(), String> {
+    let admin: AdminClient<DefaultClientContext> = options.client().create().map_err(|e| e.to_string())?;
+    let ask = AdminOptions::new().request_timeout(Some(START_TIMEOUT)).operation_timeout(Some(START_TIMEOUT));
+    let topic = Topic {
+        name: name.to_owned(),
+        partitions: options.partitions,
+        settings: deleted(options, options.retention),
+    };
+    let news = [new(&topic, options.replication)];
+    for result in patiently("a topic cannot be made", || admin.create_topics(&news, &ask)).await? {
+        match result {
+            Ok(name) => tracing::info!(topic = name, "a topic was made"),
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => return Err(format!("topic {name} cannot be made: {code}")),
+        }
+    }
+    Ok(())
 }
 
 /// Asks again while the answer does not come in time; what is asked may be done twice.
@@ -125,7 +156,7 @@ where
     loop {
         match ask().await {
             Ok(answer) => return Ok(answer),
-            Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)) if asks < ASKS => {
+            Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)) if asks < START_ASKS => {
                 tracing::warn!(asks, "the brokers do not answer yet; they are asked again");
                 asks += 1;
             }
@@ -160,22 +191,46 @@ fn judge(topic: &Topic, found: &ConfigResource, options: &KafkaOptions) -> Vec<S
     if wanted == "delete" {
         let least = i64::try_from(options.retention.as_millis()).unwrap_or(i64::MAX);
         at_least("retention.ms", least, &mut wrong);
+        let bytes = value("retention.bytes");
+        if bytes != "-1" {
+            wrong.push(format!(
+                "topic {name} has retention.bytes {bytes}, which must be -1: a size removes records that are not stored yet"
+            ));
+        }
+    }
+    if value("unclean.leader.election.enable") == "true" {
+        wrong.push(format!(
+            "topic {name} has unclean.leader.election.enable true, which must be false: such an election loses records that were acknowledged"
+        ));
     }
     at_least("min.insync.replicas", i64::from(options.min_isr), &mut wrong);
-    at_least("max.message.bytes", super::MESSAGE_BYTES as i64, &mut wrong);
+    at_least("max.message.bytes", MESSAGE_BYTES_MAX as i64, &mut wrong);
     wrong
 }
 
+/// What in a topic's partitions breaks it: their number, and their copies.
 fn judge_partitions(
     topic: &Topic,
+    options: &KafkaOptions,
     admin: &AdminClient<DefaultClientContext>,
-) -> Result<Option<String>, String> {
+) -> Result<Vec<String>, String> {
     let name = &topic.name;
-    let there = admin.inner().fetch_metadata(Some(name), ASK_TIMEOUT);
+    let there = admin.inner().fetch_metadata(Some(name), START_TIMEOUT);
     let there = there.map_err(|e| format!("topic {name} cannot be described: {e}"))?;
-    let count = there.topics().first().map_or(0, |t| t.partitions().len());
-    let (wanted, right) = (topic.partitions, count == topic.partitions as usize);
-    let said =
-        || format!("topic {name} has {count} partitions, the configuration says {wanted}; the number stays");
-    Ok((!right).then(said))
+    let partitions = there.topics().first().map_or(&[][..], |t| t.partitions());
+    let (count, wanted) = (partitions.len(), topic.partitions);
+    let mut wrong = Vec::new();
+    if count != wanted as usize {
+        wrong.push(format!(
+            "topic {name} has {count} partitions, the configuration says {wanted}; the number stays"
+        ));
+    }
+    let copies = partitions.iter().map(|p| p.replicas().len()).min().unwrap_or(0);
+    if copies < options.min_isr as usize {
+        let min_isr = options.min_isr;
+        wrong.push(format!(
+            "topic {name} has {copies} copies, but min-isr asks for {min_isr}: nothing could be written"
+        ));
+    }
+    Ok(wrong)
 }

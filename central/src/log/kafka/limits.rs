@@ -1,0 +1,75 @@
+//! Bounds of the log in Kafka.
+
+use record::limits::BLOCK_BYTES_MAX;
+use std::time::Duration;
+
+/// The largest record with its headers: a broker's default is 1,048,588 bytes.
+pub(super) const MESSAGE_BYTES_MAX: usize = 1_040_000;
+/// What topics that are made take: a broker's default.
+pub(super) const BROKER_MESSAGE_BYTES: usize = 1_048_588;
+/// Bytes that a producer holds for the brokers, in KiB; one that is full waits.
+pub(super) const PRODUCER_KIB_MAX: usize = 65_536;
+/// Bytes of blocks that a partition's buffer holds before it is not fetched any further.
+pub(super) const BUFFER_BYTES_MAX: usize = 48 << 20;
+/// Bytes that the library fetches ahead of a reader, in KiB.
+pub(super) const FETCHED_KIB_MAX: usize = 32_768;
+
+/// What the broker gives a transaction of the link; then it aborts it.
+pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Within this everything of a transaction has been taken by the broker, or it is given up.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// A member that is silent for so long has lost what it had: the least that a broker takes by default.
+pub(super) const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
+/// A member hears of a change with its heartbeat: what one process lets go of is another's within this.
+pub(super) const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How long the network may keep a commit of an offset waiting.
+pub(super) const MEMBER_SOCKET_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a client is polled before its thread looks whether anybody wants something else of it.
+pub(super) const POLL: Duration = Duration::from_millis(50);
+/// The same for a reader, which is asked for records.
+pub(super) const READER_POLL: Duration = Duration::from_millis(10);
+/// How long a broker may hold a fetch that finds nothing.
+pub(super) const FETCH_WAIT: Duration = Duration::from_millis(50);
+/// How long a read waits for the broker.
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a question (offsets, extents) may take.
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Clients for whole partitions that stay connected when nobody needs them.
+pub(super) const WHOLE_CLIENTS_MAX: usize = 4;
+/// How long a whole partition of progress, of identities or of what is in quarantine may take to be read.
+pub(super) const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of a record's value that are kept in quarantine: those of a block whole, of anything larger the beginning.
+pub(super) const QUARANTINED_BYTES_MAX: usize = BLOCK_BYTES_MAX;
+/// Bytes of a record's own headers that are kept with it.
+pub(super) const QUARANTINED_HEADERS_BYTES_MAX: usize = 16 << 10;
+/// Bytes of a foreign name or value that are quoted where something is said of it.
+pub(super) const QUOTED_BYTES_MAX: usize = 64;
+/// How often the age of what is not stored is measured, and how long that may take.
+pub(super) const AGE_INTERVAL: Duration = Duration::from_secs(30);
+/// See [`AGE_INTERVAL`].
+pub(super) const AGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a record of the quarantine may take to be stored.
+pub(super) const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a broker may take to answer what is asked at the start, once.
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often it is asked: a broker that has just started answers some questions long before others.
+pub(super) const START_ASKS: u32 = 8;
+/// Processes that begin together fence each other; one of them gets through.
+pub(super) const IDENTITY_TRIES: u32 = 40;
+/// How long what nobody could read is kept in quarantine, at least.
+pub(super) const QUARANTINE_RETENTION: Duration = Duration::from_secs(90 * 86_400);
+
+const _: () =
+    assert!(BLOCK_BYTES_MAX + 4_096 < MESSAGE_BYTES_MAX && MESSAGE_BYTES_MAX < BROKER_MESSAGE_BYTES);
+const _: () = assert!(QUARANTINED_BYTES_MAX + QUARANTINED_HEADERS_BYTES_MAX + 4_096 < MESSAGE_BYTES_MAX);
+const _: () = assert!(MESSAGE_BYTES_MAX < PRODUCER_KIB_MAX << 10);
+const _: () = assert!(DRAIN_TIMEOUT.as_millis() < TRANSACTION_TIMEOUT.as_millis());
+const _: () = assert!(HEARTBEAT.as_millis() * 3 < SESSION_TIMEOUT.as_millis());
+
+/// As the library's options want it.
+pub(super) fn ms(time: Duration) -> String {
+    time.as_millis().to_string()
+}
