@@ -27,6 +27,22 @@ async fn the_broker_survives_a_kill_with_its_data_and_address() -> anyhow::Resul
 }
 
 #[test]
+fn without_java_the_error_says_what_installs_it() -> anyhow::Result<()> {
+    let folder = TempDir::new()?;
+    let dir = folder.path().join("broker").display().to_string();
+    let ask = |what: &str| {
+        let mut xtask = Command::new(program::ours("xtask")?);
+        Ok::<_, anyhow::Error>(xtask.args(["kafka", what, "--dir", &dir]).env("PATH", "/nowhere").output()?)
+    };
+    let start = ask("start")?;
+    let said = String::from_utf8_lossy(&start.stderr).into_owned();
+    let line = "apt-get install -y default-jre-headless maven";
+    ensure!(!start.status.success() && said.contains(line) && said.trim().lines().count() == 1, "{said}");
+    ensure!(ask("status")?.status.success(), "what needs no Java goes without");
+    Ok(())
+}
+
+#[test]
 fn a_folder_is_started_once_stopped_and_asked() -> anyhow::Result<()> {
     let folder = TempDir::new()?;
     let dir = folder.path().join("broker").display().to_string();

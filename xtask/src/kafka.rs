@@ -50,8 +50,8 @@ pub(crate) fn kafka(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 fn asked(mut rest: &[String]) -> anyhow::Result<Asked> {
-    let dir = Workspace::get()?.target.join("kafka");
-    let mut asked = Asked { dir, json: false, settings: Vec::new(), users: Vec::new() };
+    let mut dir = None;
+    let mut asked = Asked { dir: PathBuf::new(), json: false, settings: Vec::new(), users: Vec::new() };
     while let Some((first, after)) = rest.split_first() {
         rest = after;
         let mut value = || -> anyhow::Result<&String> {
@@ -61,7 +61,7 @@ fn asked(mut rest: &[String]) -> anyhow::Result<Asked> {
         };
         match first.as_str() {
             "--json" => asked.json = true,
-            "--dir" => asked.dir = std::path::absolute(value()?)?,
+            "--dir" => dir = Some(std::path::absolute(value()?)?),
             "--set" => {
                 let (key, value) = value()?.split_once('=').context("--set KEY=VALUE")?;
                 asked.settings.push((key.to_owned(), value.to_owned()));
@@ -73,6 +73,10 @@ fn asked(mut rest: &[String]) -> anyhow::Result<Asked> {
             other => bail!("kafka: unknown argument {other:?}"),
         }
     }
+    asked.dir = match dir {
+        Some(dir) => dir,
+        None => Workspace::get()?.target.join("kafka"),
+    };
     Ok(asked)
 }
 
