@@ -25,7 +25,7 @@ use alerts::{Receiver, ReceiverKind};
 use api::ApiParts;
 use audit::{AuditError, AuditParts, Auditor, AuditorHandle};
 use clickhouse::{
-    Account, ClickHouse, Reader, Tables,
+    Account, ClickHouse, Reader, Tables, ViewSource, Views,
     process::{Embedded, EmbeddedOptions, PrepareError},
 };
 use config::Config;
@@ -169,8 +169,9 @@ pub async fn run(
     }
     start_fanout(&base, &mut tasks);
     let gate = schema_gate(&base.config, tables);
+    let views: Arc<dyn ViewSource> = Arc::new(Views::new(clickhouse.clone()));
     let source: Arc<dyn QuerySource> = Arc::new(Reader::new(clickhouse));
-    let auditor = start_auditor(&base, &source, &mut tasks)?;
+    let auditor = start_auditor(&base, &source, views, &mut tasks)?;
     // Before the first gateway may knock: every rule judges what is stored from now on.
     let ruler = start_rules(&base, &source, &mut tasks).await?;
     start_link(&base, gate, &mut tasks).await?;
@@ -364,6 +365,7 @@ fn start_fanout(base: &Base, tasks: &mut Tasks) {
 fn start_auditor(
     base: &Base,
     source: &Arc<dyn QuerySource>,
+    views: Arc<dyn ViewSource>,
     tasks: &mut Tasks,
 ) -> Result<Option<AuditorHandle>, StartError> {
     if !base.config.roles.audit {
@@ -375,6 +377,7 @@ fn start_auditor(
         gateways: base.gateways.clone(),
         frontier: Arc::new(LogFrontier(base.log.clone())),
         source: source.clone(),
+        views,
         clock: base.clock.clone(),
         registry: base.registry.clone(),
     })?;

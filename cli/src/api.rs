@@ -34,6 +34,12 @@ impl Api {
         Ok(Self { base: base.trim_end_matches('/').to_owned(), client })
     }
 
+    /// The same interface, for answers that take longer.
+    pub(crate) fn patient(self, timeout: Duration) -> anyhow::Result<Self> {
+        let client = reqwest::Client::builder().timeout(timeout).no_proxy().build()?;
+        Ok(Self { client, ..self })
+    }
+
     pub(crate) async fn get(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Value> {
         self.send(self.client.get(self.url(path)).query(query)).await
     }

@@ -73,6 +73,15 @@ impl Kafka {
         Ok(())
     }
 
+    /// Ends it as its operator does, and tells where its files are.
+    pub fn stop(&mut self) -> anyhow::Result<PathBuf> {
+        let ours = self.ours()?;
+        if let Some(mut program) = ours.program.take() {
+            program.stop(READY)?;
+        }
+        Ok(ours.folder.path().join("broker"))
+    }
+
     /// SIGSTOP: it is there, and silent.
     pub fn pause(&mut self) -> anyhow::Result<()> {
         self.signal(Signal::STOP)

@@ -74,6 +74,12 @@ impl Notification {
     }
 }
 
+/// RFC 3339 text as nanoseconds since the epoch.
+pub fn from_rfc3339(text: &str) -> Option<i64> {
+    let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos()).ok()
+}
+
 /// Nanoseconds since the epoch as RFC 3339 text in UTC.
 pub fn rfc3339(ns: i64) -> String {
     time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ns))

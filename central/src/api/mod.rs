@@ -7,6 +7,7 @@
 //! It never changes data; the one thing that it sets off is a test alert.
 
 mod answer;
+mod audit;
 mod dead_letters;
 mod gateways;
 
@@ -18,7 +19,7 @@ use crate::{
 use answer::{Failure, number_or};
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{DefaultBodyLimit, State},
     routing::{get, post},
 };
 use daemon::metrics::{Readiness, Registry};
@@ -40,6 +41,8 @@ pub mod limits {
     pub const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
     /// How long an audit that somebody waits for may take.
     pub const AUDIT_TIMEOUT: Duration = Duration::from_secs(110);
+    /// How long one may take that reads a part of the log again that somebody named.
+    pub const AUDIT_SINCE_TIMEOUT: Duration = Duration::from_secs(600);
 }
 
 /// What the API looks at.
@@ -66,7 +69,7 @@ pub fn router(parts: ApiParts, registry: Registry, readiness: Readiness) -> Rout
         .route("/v1/gateways", get(gateways::list))
         .route("/v1/alerts", get(alerts))
         .route("/v1/alerts/test", post(alerts_test))
-        .route("/v1/audit", get(audit))
+        .route("/v1/audit", get(audit::audit))
         .route("/v1/dead-letters", get(dead_letters::list))
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
         .with_state(parts)
@@ -106,24 +109,7 @@ async fn alerts_test(State(parts): State<ApiParts>, Json(_): Json<Value>) -> Res
     Ok(Json(json!({ "ids": ids, "receivers": parts.receivers })))
 }
 
-/// `?fresh=true` audits now; otherwise the last verdict. `?gateway=ID` shows one gateway, the verdict is over all.
-async fn audit(
-    State(parts): State<ApiParts>,
-    Query(q): Query<HashMap<String, String>>,
-) -> Result<Json<Value>, Failure> {
-    let auditor = parts.auditor.ok_or_else(Failure::no_audit)?;
-    let last = if q.get("fresh").is_some_and(|f| f == "true") { None } else { auditor.last() };
-    let report = match last {
-        Some(report) => report,
-        None => within(limits::AUDIT_TIMEOUT, auditor.audit()).await?.map_err(Failure::unavailable)?,
-    };
-    let mut value = json!(*report);
-    if let (Some(only), Some(all)) = (q.get("gateway"), value["gateways"].as_array_mut()) {
-        all.retain(|g| g["gateway"] == only.as_str());
-    }
-    Ok(Json(value))
-}
-
+/// The answer, if it comes in time.
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Failure> {
     tokio::time::timeout(limit, work).await.map_err(|_| Failure::timeout(limit))
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     audit::{AuditParts, Auditor},
+    clickhouse::{Look, ViewSource},
     log::{
         Log,
         embedded::{Embedded, EmbeddedOptions},
@@ -29,6 +30,15 @@ impl QuerySource for Script {
             ResultColumn { name: "value".into(), ty: "Float64".into() },
         ];
         Ok(Table { columns, rows: vec![vec![json!("m-1"), json!(96.5)]], truncated: false })
+    }
+}
+
+struct NoViews;
+
+#[async_trait]
+impl ViewSource for NoViews {
+    async fn look(&self) -> Result<Look, String> {
+        Ok(Look::default())
     }
 }
 
@@ -72,6 +82,7 @@ async fn bed() -> Bed {
         gateways: gateways.clone(),
         frontier: Arc::new(Still),
         source: source.clone(),
+        views: Arc::new(NoViews),
         clock: clock.clone(),
         registry: registry.clone(),
     };
@@ -157,6 +168,10 @@ async fn every_page_answers() {
 
     let (status, text) = b.get("/v1/audit?fresh=true").await;
     assert!(status == 200 && text.contains("\"balanced\":true"), "{text}");
+    let (status, text) = b.get("/v1/audit?since=2h&stream=m&gateway=g").await;
+    assert!(status == 200 && text.contains("\"records\":0"), "{text}");
+    let (status, text) = b.get("/v1/audit?since=yesterday").await;
+    assert!(status == 400 && text.contains("neither a time like"), "{text}");
     assert_eq!(b.get("/v1/gateways").await, (200, "{\"gateways\":[]}".to_owned()));
     assert_eq!(b.get("/v1/dead-letters?limit=x").await.0, 400);
     assert_eq!(b.get("/v1/dead-letters").await.0, 200);

@@ -1,17 +1,21 @@
 //! The driver: fetches the evidence, lets it be judged, shows the verdict.
 
 use super::{
+    again::{Reread, read_again},
     judge::{Evidence, TableRows, judge},
+    metrics::AuditMetrics,
     report::Report,
     tally::{Scan, TallyKey},
+    views::compare_all,
 };
 use crate::{
     alerts::rfc3339,
+    clickhouse::ViewSource,
     link::Gateways,
     log::{Log, Offset, Partition, ReadError, Shard},
-    rules::{Frontier, Positions, QueryError, QueryLimits, QuerySource, Table, sql::Range},
+    rules::{Frontier, Positions, QueryError, QueryLimits, QuerySource, Range, Table},
 };
-use daemon::metrics::{Counter, Gauge, Registry};
+use daemon::metrics::Registry;
 use record::{StreamName, clock::Clock};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,9 +33,9 @@ const EVERY: Duration = Duration::from_secs(60);
 /// An audit takes at most one part in so many of the time.
 const SHARE: u32 = 20;
 /// The name under which the log is read.
-const READER: &str = "audit";
+pub(super) const READER: &str = "audit";
 /// Bytes read from the log at once.
-const READ_BYTES: usize = 4 << 20;
+pub(super) const READ_BYTES: usize = 4 << 20;
 /// Seqs whose distinct count is asked for at once: bounds the server's memory.
 const SEQS_AT_ONCE: u64 = 20_000_000;
 /// Rows of one answer: gateways of one stream.
@@ -53,6 +57,8 @@ pub struct AuditParts {
     pub frontier: Arc<dyn Frontier>,
     /// ClickHouse.
     pub source: Arc<dyn QuerySource>,
+    /// What users built on the tables.
+    pub views: Arc<dyn ViewSource>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Where metrics go.
@@ -88,78 +94,37 @@ pub enum AuditError {
 
 type Answer = Result<Arc<Report>, String>;
 
+/// A question for an audit.
+struct Ask {
+    reread: Option<Reread>,
+    reply: oneshot::Sender<Answer>,
+}
+
 /// The way to a running auditor.
 #[derive(Clone)]
 pub struct AuditorHandle {
     last: watch::Receiver<Option<Arc<Report>>>,
-    asks: mpsc::Sender<oneshot::Sender<Answer>>,
+    asks: mpsc::Sender<Ask>,
+    clock: Arc<dyn Clock>,
 }
 
 impl AuditorHandle {
+    /// A wish to read the records of the log since a moment again: RFC 3339, or how long ago, like `2h`.
+    pub fn since(&self, text: &str) -> Result<Reread, String> {
+        Reread::since(text, self.clock.wall_ns())
+    }
+
     /// The last verdict; none before the first.
     pub fn last(&self) -> Option<Arc<Report>> {
         self.last.borrow().clone()
     }
 
-    /// A new verdict, or why there is none.
-    pub async fn audit(&self) -> Answer {
+    /// A new verdict, or why there is none; if asked for, over a log that was read again.
+    pub async fn audit(&self, reread: Option<Reread>) -> Answer {
         let gone = |()| "the auditor is stopping".to_owned();
         let (reply, answer) = oneshot::channel();
-        self.asks.send(reply).await.map_err(|_| gone(()))?;
+        self.asks.send(Ask { reread, reply }).await.map_err(|_| gone(()))?;
         answer.await.map_err(|_| gone(()))?
-    }
-}
-
-struct AuditMetrics {
-    balanced: Gauge,
-    lost: Gauge,
-    duplicated: Gauge,
-    dropped: Gauge,
-    in_flight: Gauge,
-    buffered: Gauge,
-    problems: Gauge,
-    last: Gauge,
-    seconds: Gauge,
-    failures: Counter,
-}
-
-impl AuditMetrics {
-    fn new(r: &Registry) -> Self {
-        Self {
-            balanced: r.gauge(
-                "tidegate_audit_balanced",
-                "1 when the last audit found nothing lost, doubled or unexplained.",
-            ),
-            lost: r.gauge("tidegate_audit_lost_rows", "Rows that the last audit could not find."),
-            duplicated: r
-                .gauge("tidegate_audit_duplicated_rows", "Rows that the last audit found more than once."),
-            dropped: r
-                .gauge("tidegate_audit_dropped_rows", "Rows that gateways gave up by policy and declared."),
-            in_flight: r.gauge(
-                "tidegate_audit_in_flight_rows",
-                "Rows in central's log that the sink had not committed.",
-            ),
-            buffered: r.gauge("tidegate_audit_buffered_rows", "Rows that gateways had not got acknowledged."),
-            problems: r.gauge("tidegate_audit_problems", "Things that did not fit in the last audit."),
-            last: r.gauge("tidegate_audit_last_timestamp_seconds", "When the last audit was complete."),
-            seconds: r.gauge("tidegate_audit_duration_seconds", "How long the last audit took."),
-            failures: r.counter(
-                "tidegate_audit_failures_total",
-                "Audits without a verdict because something could not be read.",
-            ),
-        }
-    }
-
-    fn show(&self, r: &Report, wall_ns: i64) {
-        self.balanced.set(f64::from(u8::from(r.balanced)));
-        self.lost.set(r.lost as f64);
-        self.duplicated.set(r.duplicated as f64);
-        self.dropped.set(r.dropped as f64);
-        self.in_flight.set(r.in_flight as f64);
-        self.buffered.set(r.buffered as f64);
-        self.problems.set(r.problems.len() as f64);
-        self.last.set(wall_ns as f64 / 1e9);
-        self.seconds.set(r.seconds);
     }
 }
 
@@ -169,7 +134,7 @@ pub struct Auditor {
     scan: Scan,
     metrics: AuditMetrics,
     last: watch::Sender<Option<Arc<Report>>>,
-    asks: mpsc::Receiver<oneshot::Sender<Answer>>,
+    asks: mpsc::Receiver<Ask>,
 }
 
 impl Auditor {
@@ -185,7 +150,8 @@ impl Auditor {
         let (last, last_out) = watch::channel(None);
         let (asks, asks_in) = mpsc::channel(ASKS_MAX);
         let metrics = AuditMetrics::new(&parts.registry);
-        Ok((Self { parts, scan, metrics, last, asks: asks_in }, AuditorHandle { last: last_out, asks }))
+        let handle = AuditorHandle { last: last_out, asks, clock: parts.clock.clone() };
+        Ok((Self { parts, scan, metrics, last, asks: asks_in }, handle))
     }
 
     /// Audits now and then, and whenever somebody asks, until `stop`.
@@ -196,20 +162,21 @@ impl Auditor {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
-                Some(reply) = self.asks.recv() => waiting.push(reply),
+                Some(ask) = self.asks.recv() => waiting.push(ask),
             }
             // Whoever asked before it begins shares the verdict; who asks later gets a newer one.
-            while let Ok(reply) = self.asks.try_recv() {
-                waiting.push(reply);
+            while let Ok(ask) = self.asks.try_recv() {
+                waiting.push(ask);
             }
+            let reread = waiting.iter().filter_map(|ask| ask.reread).reduce(Reread::both);
             let started_ns = self.parts.clock.monotonic_ns();
             let answer = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                answer = self.audit() => self.conclude(answer)?,
+                answer = self.audit(reread) => self.conclude(answer)?,
             };
-            for reply in waiting {
+            for ask in waiting {
                 // Who asked may have left.
-                let _ = reply.send(answer.clone());
+                let _ = ask.reply.send(answer.clone());
             }
             let took = Duration::from_nanos(self.parts.clock.monotonic_ns().saturating_sub(started_ns));
             pause = EVERY.max(took * SHARE);
@@ -245,7 +212,7 @@ impl Auditor {
         }
     }
 
-    async fn audit(&mut self) -> Result<Report, AuditError> {
+    async fn audit(&mut self, reread: Option<Reread>) -> Result<Report, AuditError> {
         let started_ns = self.parts.clock.monotonic_ns();
         // The order matters: what central acknowledged before now must be found in the log that is read after it.
         for n in 0..self.parts.log.shards() {
@@ -269,6 +236,13 @@ impl Auditor {
         tail?;
         let mut evidence = Evidence { gateways, committed, whole, notes, ..Evidence::default() };
         self.tables(&counted, &mut evidence).await?;
+        if let Some(wish) = reread {
+            let (log, clock, ends) = (&*self.parts.log, &*self.parts.clock, &evidence.whole.positions);
+            let again = read_again(log, clock, ends, wish).await?;
+            evidence.notes.extend(again.notes.iter().cloned());
+            evidence.again = Some(again);
+        }
+        self.views(&counted, reread, &mut evidence).await;
         let mut report = judge(&evidence);
         report.at = rfc3339(self.parts.clock.wall_ns());
         report.seconds = self.parts.clock.monotonic_ns().saturating_sub(started_ns) as f64 / 1e9;
@@ -306,15 +280,29 @@ impl Auditor {
             if records.is_empty() {
                 self.scan.reached(p, end);
             }
-            for r in records {
-                if r.offset >= end {
-                    self.scan.reached(p, end);
-                    break;
+            tokio::task::block_in_place(|| {
+                for r in records {
+                    if r.offset >= end {
+                        return self.scan.reached(p, end);
+                    }
+                    self.scan.read(p, &r);
                 }
-                self.scan.feed(p, r.offset, &r.headers);
-            }
+            });
         }
         Ok(())
+    }
+
+    /// Looks at what users built on the tables. What is not known about them keeps no verdict on the rows back.
+    async fn views(&self, counted: &Positions, reread: Option<Reread>, e: &mut Evidence) {
+        let look = match self.parts.views.look().await {
+            Ok(look) => look,
+            Err(reason) => return e.notes.push(format!("it is not known which views there are: {reason}")),
+        };
+        e.unsafe_tables.clone_from(&look.tables);
+        let since = reread.is_some_and(|r| r.since_ns.is_some());
+        let none = Positions::new();
+        let from = e.again.as_ref().filter(|_| since).map_or(&none, |again| &again.from);
+        e.views = compare_all(&*self.parts.source, look, counted, from).await;
     }
 
     /// Fetches what the tables hold of each tally.
@@ -356,7 +344,7 @@ impl Auditor {
         let sql = format!(
             "select gateway, count() as n, min(seq) as low, max(seq) as high from `{stream}` where {condition} group by gateway"
         );
-        let table = self.ask(stream, &sql).await?;
+        let table = ask(&*self.parts.source, stream, &sql).await?;
         let mut out = BTreeMap::new();
         for row in &table.rows {
             let [gateway, rows, low, high] = row.as_slice() else { continue };
@@ -372,7 +360,7 @@ impl Auditor {
             let sql = format!(
                 "select gateway, uniqExact(seq) as n from `{stream}` where {condition} and seq >= {from} and seq < {to} group by gateway"
             );
-            for row in &self.ask(stream, &sql).await?.rows {
+            for row in &ask(&*self.parts.source, stream, &sql).await?.rows {
                 let [gateway, n] = row.as_slice() else { continue };
                 if let Some(t) = gateway.as_str().and_then(|g| out.get_mut(g)) {
                     t.unique += number(n);
@@ -382,19 +370,24 @@ impl Auditor {
         }
         Ok(out)
     }
+}
 
-    async fn ask(&self, stream: &StreamName, sql: &str) -> Result<Table, AuditError> {
-        let limits = QueryLimits { rows_max: ANSWER_ROWS_MAX, timeout: QUERY_TIMEOUT };
-        match self.parts.source.query(sql, limits).await {
-            Ok(table) => Ok(table),
-            Err(QueryError::UnknownTable(_)) => Ok(Table::default()),
-            Err(source) => Err(AuditError::Table { stream: stream.clone(), source }),
-        }
+/// Asks for rows; a table that is not there has none.
+pub(super) async fn ask(
+    source: &dyn QuerySource,
+    stream: &StreamName,
+    sql: &str,
+) -> Result<Table, AuditError> {
+    let limits = QueryLimits { rows_max: ANSWER_ROWS_MAX, timeout: QUERY_TIMEOUT };
+    match source.query(sql, limits).await {
+        Ok(table) => Ok(table),
+        Err(QueryError::UnknownTable(_)) => Ok(Table::default()),
+        Err(source) => Err(AuditError::Table { stream: stream.clone(), source }),
     }
 }
 
 /// ClickHouse writes 64-bit integers as text, depending on its settings.
-fn number(v: &serde_json::Value) -> u64 {
+pub(super) fn number(v: &serde_json::Value) -> u64 {
     v.as_u64().or_else(|| v.as_str()?.parse().ok()).unwrap_or(0)
 }
 

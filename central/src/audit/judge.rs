@@ -1,10 +1,16 @@
 //! The comparison itself, without I/O.
 
 use super::{
-    report::{GatewayReport, Report, StreamReport},
+    report::{GatewayReport, Report, RereadReport, StreamReport, ViewReport},
     tally::{Scan, Tally, TallyKey},
 };
-use crate::link::{GatewayState, StreamState};
+use crate::{
+    clickhouse::View,
+    limits::LOSS_ENTRIES_MAX,
+    link::{GatewayState, StreamState},
+    log::Head,
+    rules::Positions,
+};
 use record::{Counts, DEAD_LETTERS, GatewayId, Incarnation, StreamName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +30,45 @@ pub struct TableRows {
     pub last_seq: u64,
 }
 
+/// What the log holds now, of what was counted before.
+#[derive(Debug, Clone, Default)]
+pub struct Again {
+    /// The records that can be read.
+    pub scan: Scan,
+    /// Where reading began, per partition.
+    pub from: Positions,
+    /// It ended before its time.
+    pub is_cut: bool,
+    /// Records read.
+    pub records: u64,
+    /// Bytes of their blocks.
+    pub bytes: u64,
+    /// What was not read.
+    pub notes: Vec<String>,
+}
+
+/// A record of which a view holds other rows than its SELECT gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Difference {
+    /// Its partition.
+    pub partition: u32,
+    /// Its offset there.
+    pub offset: u64,
+    /// Rows that the view holds.
+    pub held: u64,
+    /// Rows that its SELECT gives.
+    pub given: u64,
+}
+
+/// A view, and what it holds.
+#[derive(Debug, Clone)]
+pub struct ViewRows {
+    /// The view.
+    pub view: View,
+    /// Where it differs; the error says why it was not compared.
+    pub differences: Result<Vec<Difference>, String>,
+}
+
 /// Everything that was fetched.
 #[derive(Debug, Clone, Default)]
 pub struct Evidence {
@@ -37,6 +82,12 @@ pub struct Evidence {
     pub tables: BTreeMap<TallyKey, TableRows>,
     /// Rows per gateway and stream in the tables, up to where the sink has committed, whatever their origin.
     pub totals: BTreeMap<(String, StreamName), u64>,
+    /// The log once more, when somebody asked for it.
+    pub again: Option<Again>,
+    /// Views on the tables.
+    pub views: Vec<ViewRows>,
+    /// Tables of streams that do not recognise a repeated insert, each with the reason.
+    pub unsafe_tables: Vec<String>,
     /// What could not be known.
     pub notes: Vec<String>,
 }
@@ -49,6 +100,9 @@ pub fn judge(e: &Evidence) -> Report {
         report.gateways.push(judge_gateway(e, gateway, &mut report.problems));
     }
     strays(e, &mut report);
+    judge_views(e, &mut report);
+    report.reread =
+        e.again.as_ref().map(|a| RereadReport { records: a.records, bytes: a.bytes, complete: !a.is_cut });
     for s in report.gateways.iter().flat_map(|g| &g.streams) {
         report.lost += s.lost;
         report.duplicated += s.duplicated;
@@ -119,6 +173,7 @@ impl StreamJudge<'_> {
         };
         let whole = self.e.whole.tallies().get(self.key);
         self.log(whole, &mut r);
+        self.log_again(whole, &mut r);
         self.table(&mut r);
         self.head(whole, &mut r);
         self.ledger(&mut r);
@@ -139,6 +194,34 @@ impl StreamJudge<'_> {
             r.duplicated += t.repeated;
             let at = t.first_gap.as_deref().unwrap_or_default();
             r.problems.push(format!("{} seqs stand twice in the log: {at}", t.repeated));
+        }
+    }
+
+    /// What was counted can still be read, and still has its hashes.
+    fn log_again(&self, whole: Option<&Tally>, r: &mut StreamReport) {
+        let (Some(again), Some(whole)) = (&self.e.again, whole) else { return };
+        let from = again.from.get(&whole.partition).copied().unwrap_or(0);
+        let Some(now) = again.scan.tallies().get(self.key) else {
+            if whole.last_offset >= from && !again.is_cut && !whole.cut {
+                r.problems.push("none of its records in the log can be read any more".into());
+            }
+            return;
+        };
+        if let Some(b) = now.first_break.as_ref().filter(|b| whole.first_break.as_ref() != Some(b)) {
+            r.problems.push(format!("the log has changed since it was counted: {b}"));
+        }
+        // Gaps that were there when the records came are judged elsewhere.
+        if now.missing > whole.missing {
+            let (n, at) = (now.missing - whole.missing, now.first_gap.as_deref().unwrap_or_default());
+            r.problems.push(format!("{n} seqs of the log cannot be read any more: {at}"));
+        }
+        if whole.first_offset >= from && now.first_seq > whole.first_seq {
+            let (a, b) = (whole.first_seq, now.first_seq - 1);
+            r.problems.push(format!("seqs {a} to {b} of the log cannot be read any more"));
+        }
+        if now.last_seq < whole.last_seq && !again.is_cut {
+            let (a, b) = (now.last_seq + 1, whole.last_seq);
+            r.problems.push(format!("seqs {a} to {b} of the log cannot be read any more"));
         }
     }
 
@@ -195,6 +278,7 @@ impl StreamJudge<'_> {
         };
         r.last_seq = Some(head.last.0);
         r.declared_lost = head.lost;
+        self.damaged(head, r);
         if head.last.0 != head.rows + head.lost {
             r.problems.push(format!(
                 "acknowledged up to seq {}, but {} rows stored and {} declared lost",
@@ -225,6 +309,27 @@ impl StreamJudge<'_> {
                 "the chain ends in {} in the log and in {} in the progress",
                 t.hash(),
                 head.hash
+            ));
+        }
+    }
+
+    /// Rows that the gateway declared lost although its policy gave none up: frames of its output log were not readable. Its
+    /// ledger may be older than its last word on losses, so it is asked when everything else has arrived.
+    fn damaged(&self, head: &Head, r: &mut StreamReport) {
+        let counted = self.known.and_then(|s| s.counted.as_ref());
+        let Some(c) = counted.filter(|c| c.incarnation == head.incarnation && c.as_of == head.last) else {
+            return;
+        };
+        if c.losses.len() >= LOSS_ENTRIES_MAX {
+            return;
+        }
+        let by_policy: u64 = c.losses.iter().filter(|l| l.first_seq.0 > 0).map(|l| l.rows).sum();
+        let damaged = head.lost.saturating_sub(by_policy);
+        if damaged > 0 {
+            r.lost += damaged;
+            r.declared_lost -= damaged;
+            r.problems.push(format!(
+                "the gateway declared {damaged} rows lost that its policy did not give up: frames of its buffer are damaged"
             ));
         }
     }
@@ -269,6 +374,42 @@ impl StreamJudge<'_> {
             r.problems
                 .push(format!("the gateway produced {} rows and stands at seq {}", counts.produced, c.as_of));
         }
+    }
+}
+
+/// Each view holds what its SELECT gives, where that can be told, and no repeated insert doubles its rows.
+fn judge_views(e: &Evidence, report: &mut Report) {
+    report.unsafe_tables.clone_from(&e.unsafe_tables);
+    for ViewRows { view, differences } in &e.views {
+        if let Some(problem) = &view.problem {
+            report.unsafe_tables.push(format!("view {} of stream {}: {problem}", view.view, view.stream));
+        }
+        let mut r = ViewReport {
+            view: view.view.clone(),
+            stream: view.stream.clone(),
+            target: view.target.clone(),
+            engine: view.engine.clone(),
+            window: view.window,
+            safe: view.problem.is_none(),
+            ..ViewReport::default()
+        };
+        match differences {
+            Err(why) => r.not_compared = Some(why.clone()),
+            Ok(all) => {
+                // As many rows but others: at least one is missing, and one too many.
+                let other = all.iter().filter(|d| d.held == d.given).count() as u64;
+                r.missing = other + all.iter().map(|d| d.given.saturating_sub(d.held)).sum::<u64>();
+                r.extra = other + all.iter().map(|d| d.held.saturating_sub(d.given)).sum::<u64>();
+                if let Some(d) = all.first() {
+                    report.problems.push(format!(
+                        "view {} of stream {}: {} rows are missing and {} too many, first at offset {} of partition {}, \
+                         of which it has {} rows and its SELECT gives {}",
+                        r.view, r.stream, r.missing, r.extra, d.offset, d.partition, d.held, d.given
+                    ));
+                }
+            }
+        }
+        report.views.push(r);
     }
 }
 

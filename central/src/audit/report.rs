@@ -24,6 +24,12 @@ pub struct Report {
     pub seconds: f64,
     /// Per gateway.
     pub gateways: Vec<GatewayReport>,
+    /// Views on the tables.
+    pub views: Vec<ViewReport>,
+    /// Tables and targets of views in which a repeated insert may double rows, each with the reason and what to do.
+    pub unsafe_tables: Vec<String>,
+    /// What was read again of the log; none when nobody asked for that.
+    pub reread: Option<RereadReport>,
     /// Everything that does not fit, each with its place.
     pub problems: Vec<String>,
     /// What was not known.
@@ -56,7 +62,7 @@ pub struct StreamReport {
     pub as_of: Option<u64>,
     /// The last seq that central acknowledged; none for an incarnation that is over.
     pub last_seq: Option<u64>,
-    /// Rows with a seq that the gateway declared lost.
+    /// Rows with a seq that the gateway gave up by its policy and declared lost.
     pub declared_lost: u64,
     /// Rows with a seq that the gateway had not got acknowledged when it counted.
     pub buffered: u64,
@@ -80,4 +86,38 @@ pub struct StreamReport {
     pub duplicated: u64,
     /// What does not fit here.
     pub problems: Vec<String>,
+}
+
+/// One view that somebody made.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct ViewReport {
+    /// Its name, with its database.
+    pub view: String,
+    /// The stream whose rows it sees.
+    pub stream: String,
+    /// Where it writes.
+    pub target: String,
+    /// The engine of that.
+    pub engine: String,
+    /// How many blocks that recognises when they are repeated.
+    pub window: u64,
+    /// A repeated insert does not double its rows.
+    pub safe: bool,
+    /// Why its rows were not compared; none when they were.
+    pub not_compared: Option<String>,
+    /// Rows that its SELECT gives and that it does not hold.
+    pub missing: u64,
+    /// Rows that it holds too many.
+    pub extra: u64,
+}
+
+/// The part of the log that was read once more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct RereadReport {
+    /// Records.
+    pub records: u64,
+    /// Bytes of their blocks.
+    pub bytes: u64,
+    /// All that was asked for.
+    pub complete: bool,
 }

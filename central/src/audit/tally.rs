@@ -1,10 +1,10 @@
-//! Counting the log's records by their headers: rows, contiguity of seqs, the hash chain.
+//! Counting the log's records: rows and contiguity of seqs by their headers, the hash chain over their bytes.
 
 use crate::{
-    log::{Offset, Partition, RecordHeaders},
+    log::{Offset, Partition, RecordHeaders, StoredRecord},
     rules::Positions,
 };
-use record::{GatewayId, Incarnation, StreamName};
+use record::{Digest, GatewayId, Incarnation, StreamName, chain_hash};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ pub struct Tally {
     pub repeated: u64,
     /// The first place where seqs do not follow.
     pub first_gap: Option<String>,
-    /// The first record whose predecessor's hash is another.
+    /// The first record whose predecessor's hash is another, or whose bytes have another hash than its header says.
     pub first_break: Option<String>,
     /// Hash of the last record, 64 hexadecimal digits.
     hash: String,
@@ -141,8 +141,13 @@ impl Scan {
         *at = (*at).max(end.0);
     }
 
-    /// Counts the next record of a partition.
-    pub fn feed(&mut self, partition: Partition, offset: Offset, h: &RecordHeaders) {
+    /// Counts the next record of a partition, and hashes its bytes.
+    pub fn read(&mut self, partition: Partition, record: &StoredRecord) {
+        self.feed(partition, record.offset, &record.headers, record_hash(record));
+    }
+
+    /// Counts the next record of a partition, whose bytes have this hash.
+    pub fn feed(&mut self, partition: Partition, offset: Offset, h: &RecordHeaders, found: Digest) {
         self.positions.insert(partition.0, offset.next().0);
         let key =
             TallyKey { gateway: h.gateway.clone(), stream: h.stream.clone(), incarnation: h.incarnation };
@@ -188,9 +193,24 @@ impl Scan {
                 )
             });
         }
+        if found != h.hash {
+            t.first_break.get_or_insert_with(|| {
+                format!(
+                    "the block of seqs {first} to {last} at {} has the hash {found}, its header says {}",
+                    place(),
+                    h.hash
+                )
+            });
+        }
         t.last_offset = offset.0;
         t.rows += u64::from(h.rows);
         t.last_seq = t.last_seq.max(last);
         t.hash = h.hash.to_hex();
     }
+}
+
+/// The hash that a record's bytes have in their chain.
+fn record_hash(r: &StoredRecord) -> Digest {
+    let h = &r.headers;
+    chain_hash(&h.prev_hash, &h.stream, h.incarnation, h.first_seq, h.last_seq, h.schema, &r.bytes)
 }

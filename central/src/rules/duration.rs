@@ -1,7 +1,7 @@
 //! Spans of time as people write them in rules: `10s`, `5m`, `1h30m`, `5 min`, `250ms`.
 
 /// Nanoseconds, 0 or more; the error says what is wrong.
-pub(super) fn parse(text: &str) -> Result<i64, String> {
+pub(crate) fn parse(text: &str) -> Result<i64, String> {
     let bad = || format!("{text:?} is not a duration like 10s, 5m or 1h30m");
     let mut rest = text.trim();
     if rest == "0" {

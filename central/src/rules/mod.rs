@@ -10,7 +10,7 @@
 //!
 //! It never writes to ClickHouse, and never looks at rows that the sink has not committed through `{new}`.
 
-mod duration;
+pub(crate) mod duration;
 pub mod engine;
 pub mod file;
 mod instance;
@@ -27,6 +27,6 @@ mod yaml;
 pub use file::{Group, GroupClock, Rule, RuleFileError, RuleSet};
 pub use ruler::{Parts, Ruler, RulerError, RulerHandle, View};
 pub use source::{Frontier, QueryError, QueryLimits, QuerySource, ResultColumn, Table};
-pub use sql::Positions;
+pub use sql::{Positions, Range};
 pub use template::Template;
 pub use yaml::Place;

@@ -6,15 +6,25 @@ use crate::{
 };
 use clap::Args;
 use serde_json::Value;
+use std::time::Duration;
+
+/// How long an audit may take that reads much of the log again; central gives up a little earlier.
+const PATIENCE: Duration = Duration::from_secs(620);
 
 /// The verb.
 #[derive(Debug, Args)]
 pub(crate) struct Audit {
-    /// Only this gateway
+    /// Show only this gateway; the verdict is over all
     #[arg(long)]
     gateway: Option<String>,
-    /// The last periodic audit instead of a new one
+    /// Show only this stream; the verdict is over all
     #[arg(long)]
+    stream: Option<String>,
+    /// Read again what came into the log since then: a time like 2026-03-01T08:00:00Z, or how long ago, like 2h
+    #[arg(long, value_name = "T")]
+    since: Option<String>,
+    /// The last periodic audit instead of a new one
+    #[arg(long, conflicts_with = "since")]
     last: bool,
     #[command(flatten)]
     central: Central,
@@ -22,11 +32,13 @@ pub(crate) struct Audit {
 
 impl Audit {
     pub(crate) async fn run(self, out: &Output) -> anyhow::Result<Verdict> {
-        let mut query = vec![("fresh", (!self.last).to_string())];
-        query.extend(self.gateway.map(|g| ("gateway", g)));
-        let answer = self.central.api()?.get("/v1/audit", &query).await?;
+        let fresh = (!self.last).to_string();
+        let mut query = vec![("fresh", fresh.clone()), ("reread", fresh)];
+        let words = [("gateway", self.gateway), ("stream", self.stream), ("since", self.since)];
+        query.extend(words.into_iter().filter_map(|(name, word)| Some((name, word?))));
+        let answer = self.central.api()?.patient(PATIENCE)?.get("/v1/audit", &query).await?;
         out.show(&answer, report);
-        Ok(Verdict::fine_if(answer["balanced"] == true))
+        Ok(Verdict::fine_if(answer["balanced"] == true && list(&answer["unsafe_tables"]).is_empty()))
     }
 }
 
@@ -72,6 +84,15 @@ fn report(answer: &Value) -> String {
             }
         }
     }
+    out.push_str(&views(list(&answer["views"])));
+    let again = &answer["reread"];
+    if !again.is_null() {
+        let (records, bytes) = (cell(&again["records"]), cell(&again["bytes"]));
+        out.push_str(&format!("log read again: {records} records, {bytes} bytes\n"));
+    }
+    for u in list(&answer["unsafe_tables"]) {
+        out.push_str(&format!("UNSAFE {}\n", cell(u)));
+    }
     for p in list(&answer["problems"]) {
         out.push_str(&format!("PROBLEM {}\n", cell(p)));
     }
@@ -85,6 +106,24 @@ fn report(answer: &Value) -> String {
         cell(&answer["duplicated"])
     ));
     out
+}
+
+fn views(all: &[Value]) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let row = |v: &Value| {
+        let compared = v["not_compared"].is_null();
+        let count = |key: &str| if compared { cell(&v[key]) } else { "–".to_owned() };
+        let safe = if v["safe"] == true { "safe" } else { "UNSAFE" };
+        let mut row = vec![cell(&v["view"]), cell(&v["stream"]), cell(&v["target"]), cell(&v["window"])];
+        row.extend([count("missing"), count("extra"), safe.to_owned(), cell(&v["not_compared"])]);
+        row
+    };
+    let rows: Vec<Vec<String>> = all.iter().map(row).collect();
+    let head = ["view", "stream", "target", "window", "missing", "too many", "", "not compared, because"];
+    let lines = table(&head, &rows);
+    format!("views\n{}", lines.lines().map(|l| format!("  {l}\n")).collect::<String>())
 }
 
 fn stream(s: &Value) -> Vec<String> {

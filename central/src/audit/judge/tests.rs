@@ -34,9 +34,14 @@ fn headers(first: u64, last: u64) -> RecordHeaders {
 fn scan(blocks: &[RecordHeaders]) -> Scan {
     let mut s = Scan::default();
     for (i, h) in blocks.iter().enumerate() {
-        s.feed(P, Offset(i as u64), h);
+        feed(&mut s, i as u64, h);
     }
     s
+}
+
+/// Counts a record whose bytes are what its header says.
+fn feed(scan: &mut Scan, offset: u64, h: &RecordHeaders) {
+    scan.feed(P, Offset(offset), h, h.hash);
 }
 
 /// Three blocks of ten rows; the sink has committed two of them.
@@ -70,7 +75,7 @@ fn sound() -> Evidence {
         whole: scan(&blocks),
         tables: BTreeMap::from([(key(), TableRows { rows: 20, unique: 20, first_seq: 1, last_seq: 20 })]),
         totals: BTreeMap::from([(("plant-7".to_owned(), key().stream), 20)]),
-        notes: Vec::new(),
+        ..Evidence::default()
     }
 }
 
@@ -184,12 +189,117 @@ fn the_gateways_own_equation() {
 }
 
 #[test]
+fn a_loss_that_no_policy_explains_is_damage() {
+    let lost = |policy: &[u64]| {
+        let mut e = sound();
+        e.whole = scan(&[headers(1, 10), headers(13, 20), headers(21, 30)]);
+        let s = stream(&mut e);
+        let head = s.head.as_mut().expect("there");
+        (head.rows, head.lost) = (28, 2);
+        let c = s.counted.as_mut().expect("there");
+        (c.as_of, c.counts.produced) = (Seq(30), 30);
+        c.losses.extend(policy.iter().map(|rows| LossEntry {
+            ordinal: 1,
+            first_seq: Seq(11),
+            last_seq: Seq(12),
+            first_time_ns: 1,
+            last_time_ns: 2,
+            rows: *rows,
+            reason: "buffer full: drop-oldest".to_owned(),
+        }));
+        e
+    };
+    expect(&lost(&[]), 2, 0, "declared 2 rows lost that its policy did not give up");
+    expect(&lost(&[1]), 1, 0, "declared 1 rows lost that its policy did not give up");
+    let r = judge(&lost(&[2]));
+    assert!(!r.problems.iter().any(|p| p.contains("policy")) && r.dropped >= 2, "{:?}", r.problems);
+    let mut behind = lost(&[]);
+    stream(&mut behind).counted.as_mut().expect("there").as_of = Seq(35);
+    assert!(!judge(&behind).problems.iter().any(|p| p.contains("policy")), "its ledger may be on its way");
+}
+
+#[test]
+fn a_log_that_has_changed_since_it_was_counted() {
+    let again = |blocks: &[(u64, RecordHeaders)], from: u64, changed: Option<u64>| {
+        let mut e = sound();
+        let mut s = Scan::default();
+        s.skip_to(P, Offset(from));
+        for (offset, h) in blocks {
+            let found = if changed == Some(*offset) { Digest::of(b"flipped") } else { h.hash };
+            s.feed(P, Offset(*offset), h, found);
+        }
+        e.again = Some(Again { scan: s, from: Positions::from([(0, from)]), ..Again::default() });
+        e
+    };
+    let (one, two, three) = (headers(1, 10), headers(11, 20), headers(21, 30));
+    let all = [(0, one.clone()), (1, two.clone()), (2, three.clone())];
+    assert!(judge(&again(&all, 0, None)).balanced);
+    assert!(judge(&again(&all[1..], 1, None)).balanced, "what was trimmed is not missed");
+    let changed = "the log has changed since it was counted: the block of seqs 11 to 20 at offset 1 of partition 0 has the hash";
+    expect(&again(&all, 0, Some(1)), 0, 0, changed);
+    expect(
+        &again(&[all[0].clone(), all[2].clone()], 0, None),
+        0,
+        0,
+        "10 seqs of the log cannot be read any more: seqs 11 to 20",
+    );
+    expect(&again(&all[1..], 0, None), 0, 0, "seqs 1 to 10 of the log cannot be read any more");
+    expect(&again(&all[..2], 0, None), 0, 0, "seqs 21 to 30 of the log cannot be read any more");
+    expect(&again(&[], 0, None), 0, 0, "none of its records in the log can be read any more");
+    let mut cut = again(&all[..2], 0, None);
+    cut.again.as_mut().expect("there").is_cut = true;
+    assert!(judge(&cut).balanced, "what there was no time for is not missed");
+    // A block whose bytes are wrong when they are first read breaks the chain for good.
+    let mut e = sound();
+    e.whole = Scan::default();
+    for (offset, h) in &all {
+        let found = if *offset == 1 { Digest::of(b"flipped") } else { h.hash };
+        e.whole.feed(P, Offset(*offset), h, found);
+    }
+    expect(
+        &e,
+        0,
+        0,
+        "the hash chain is broken: the block of seqs 11 to 20 at offset 1 of partition 0 has the hash",
+    );
+}
+
+#[test]
+fn views_that_differ_or_double_are_named() {
+    let view = |problem: Option<&str>| View {
+        view: "tidegate.v".into(),
+        stream: "machine".into(),
+        source: "tidegate.machine".into(),
+        target: "tidegate.t".into(),
+        engine: "MergeTree".into(),
+        window: 10_000,
+        problem: problem.map(str::to_owned),
+        select: String::new(),
+        into: None,
+    };
+    let mut e = sound();
+    e.views.push(ViewRows { view: view(Some("it is a Memory")), differences: Err("no columns".into()) });
+    let r = judge(&e);
+    assert!(r.balanced, "that rows may double is no rows doubled: {:?}", r.problems);
+    assert_eq!(r.unsafe_tables, ["view tidegate.v of stream machine: it is a Memory"]);
+    assert_eq!((r.views[0].safe, r.views[0].not_compared.as_deref()), (false, Some("no columns")));
+    let d = |offset, held, given| Difference { partition: 1, offset, held, given };
+    e.views.push(ViewRows { view: view(None), differences: Ok(vec![d(5, 1, 3), d(7, 6, 3), d(9, 2, 2)]) });
+    expect(
+        &e,
+        0,
+        0,
+        "view tidegate.v of stream machine: 3 rows are missing and 4 too many, first at offset 5 of partition 1",
+    );
+}
+
+#[test]
 fn a_second_life_and_a_late_auditor() {
     let mut e = sound();
     let second = TallyKey { incarnation: Incarnation(2), ..key() };
     let late = RecordHeaders { incarnation: Incarnation(2), ..headers(1, 5) };
-    e.committed.feed(P, Offset(3), &late);
-    e.whole.feed(P, Offset(3), &late);
+    feed(&mut e.committed, 3, &late);
+    feed(&mut e.whole, 3, &late);
     e.tables.insert(second, TableRows { rows: 5, unique: 5, first_seq: 1, last_seq: 5 });
     e.totals.insert(("plant-7".to_owned(), key().stream), 25);
     let r = judge(&e);
@@ -201,9 +311,9 @@ fn a_second_life_and_a_late_auditor() {
     let mut e = sound();
     let mut s = Scan::default();
     s.skip_to(P, Offset(1));
-    s.feed(P, Offset(1), &headers(11, 20));
+    feed(&mut s, 1, &headers(11, 20));
     e.committed = s.clone();
-    s.feed(P, Offset(2), &headers(21, 30));
+    feed(&mut s, 2, &headers(21, 30));
     e.whole = s;
     *table(&mut e) = TableRows { rows: 10, unique: 10, first_seq: 11, last_seq: 20 };
     let r = judge(&e);
@@ -226,14 +336,14 @@ fn records_that_were_trimmed_uncounted_are_not_lost() {
 
     // The tally begins anew behind the cut, also when it was stored in between.
     let mut s = Scan::decode(&s.encode()).expect("just encoded");
-    s.feed(P, Offset(2), &headers(21, 30));
+    feed(&mut s, 2, &headers(21, 30));
     (e.committed, e.whole) = (s.clone(), s.clone());
     *table(&mut e) = TableRows { rows: 10, unique: 10, first_seq: 21, last_seq: 30 };
     let r = judge(&e);
     assert!(r.balanced, "{:?}", r.problems);
 
     // From there on a loss is a loss.
-    s.feed(P, Offset(4), &headers(41, 50));
+    feed(&mut s, 4, &headers(41, 50));
     e.whole = s;
     let head = stream(&mut e).head.as_mut().expect("there");
     (head.last, head.rows, head.hash) = (Seq(50), 50, headers(41, 50).hash);
