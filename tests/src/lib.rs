@@ -8,8 +8,8 @@
 //!   everything is.
 //! - [`nab`]: the real input. [`model`]: what has to come out of it, computed without any of the product's code.
 //! - [`machines`]: the pipeline of the demonstration and the chaos runs. [`demo`], [`chaos`]: both themselves.
-//! - [`tables`], [`scrape`], [`webhook`]: what is in the tables, and what the metrics say, what the alerts' receiver got.
-//! - [`kafka`]: a real broker, and its own console tools as consumers that share no code with ours.
+//! - [`clickhouse`]: a server asked without central between. [`tables`], [`scrape`], [`webhook`]: what is in the tables, and what the metrics say, what the alerts' receiver got.
+//! - [`cluster`]: central on several processes, with [`kafka`]: a real broker, and its own console tools as consumers that share no code with ours.
 //! - [`bench`]: what the benchmarks of whole programs share.
 //! - [`simple`]: one plain stream, and [`wire`]: MQTT packets one at a time, for tests of single answers.
 //! - [`program`], [`wait`], [`ports`]: processes, conditions with deadlines, addresses.
@@ -18,6 +18,7 @@
 
 pub mod bench;
 pub mod chaos;
+pub mod clickhouse;
 pub mod cluster;
 pub mod demo;
 pub mod http_load;

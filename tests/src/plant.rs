@@ -21,6 +21,8 @@ use crate::{ports, wait};
 pub const GATEWAY: &str = "plant-1";
 /// How long a program may take to become ready; generous, because a debug build recovers on a busy machine.
 pub const READY: Duration = Duration::from_secs(60);
+/// How long one question may take: a program that is stopped takes connections and says nothing.
+const ASKED: Duration = Duration::from_secs(2);
 
 /// What differs between plants.
 #[derive(Debug, Clone, Default)]
@@ -122,7 +124,37 @@ impl Plant {
 
     /// Writes the gateway's configuration (again).
     pub fn configure_gateway(&self, options: &Options) -> anyhow::Result<()> {
-        Ok(std::fs::write(self.path("gateway.toml"), self.gateway_toml(options)?)?)
+        let toml = gateway_toml(
+            GATEWAY,
+            "gateway-data",
+            [self.admin, self.mqtt, self.http],
+            &self.centrals(options),
+            options,
+        )?;
+        Ok(std::fs::write(self.path("gateway.toml"), toml)?)
+    }
+
+    /// Another gateway with a certificate of its own, configured like the plant's; it is not started.
+    pub fn another_gateway(&self, options: &Options, id: &str) -> anyhow::Result<Gateway> {
+        issue(&self.path("pki"), id)?;
+        let gateway = Gateway {
+            id: id.to_owned(),
+            mqtt: ports::free(),
+            http: ports::free(),
+            admin: ports::free(),
+            program: None,
+            command: self.gateway_program.clone(),
+            config: self.path(&format!("{id}.toml")),
+            log: self.path(&format!("{id}.log")),
+        };
+        let places = [gateway.admin, gateway.mqtt, gateway.http];
+        let toml = gateway_toml(id, &format!("{id}-data"), places, &self.centrals(options), options)?;
+        std::fs::write(&gateway.config, toml)?;
+        Ok(gateway)
+    }
+
+    fn centrals(&self, options: &Options) -> Vec<SocketAddr> {
+        if options.centrals.is_empty() { vec![self.link] } else { options.centrals.clone() }
     }
 
     /// Writes the configuration of a process of central: `NAME.toml`, with the data folder `NAME-data`.
@@ -245,48 +277,95 @@ impl Plant {
         }
         out
     }
+}
 
-    fn gateway_toml(&self, options: &Options) -> anyhow::Result<String> {
-        let own = [self.link];
-        let centrals = if options.centrals.is_empty() { &own[..] } else { &options.centrals };
-        let urls: Vec<String> = centrals.iter().map(|address| format!("https://{address}")).collect();
-        let mut toml = format!(
-            r#"[gateway]
-id = "{GATEWAY}"
-data-dir = "gateway-data"
-admin = "{}"
+/// A further gateway of a plant. Dropping it kills its program.
+pub struct Gateway {
+    /// Its id, the name of its certificate.
+    pub id: String,
+    /// MQTT listener.
+    pub mqtt: SocketAddr,
+    /// HTTP source.
+    pub http: SocketAddr,
+    /// Metrics, health and admin API.
+    pub admin: SocketAddr,
+    /// The program, while it runs.
+    pub program: Option<Program>,
+    command: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+}
+
+impl Gateway {
+    /// Starts it; it may still be recovering when this returns.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let config = text(&self.config)?;
+        self.program = Some(Program::start(&self.id, &self.command, &["--config", &config], &self.log)?);
+        Ok(())
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&mut self) -> anyhow::Result<()> {
+        let program = self.program.as_mut().with_context(|| format!("{} is not started", self.id))?;
+        ready(&self.id, self.admin, program).await
+    }
+
+    /// Whether it says that it is ready.
+    pub async fn is_ready(&self) -> bool {
+        is_ready(self.admin).await
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        program::tail(&self.log, 25)
+    }
+}
+
+/// `places` are those of admin API, MQTT listener and HTTP source.
+fn gateway_toml(
+    id: &str,
+    data: &str,
+    places: [SocketAddr; 3],
+    centrals: &[SocketAddr],
+    options: &Options,
+) -> anyhow::Result<String> {
+    let [admin, mqtt, http] = places;
+    let urls: Vec<String> = centrals.iter().map(|address| format!("https://{address}")).collect();
+    let mut toml = format!(
+        r#"[gateway]
+id = "{id}"
+data-dir = "{data}"
+admin = "{admin}"
 
 [central]
 url = {urls:?}
-tls = {{ ca = "pki/ca.pem", cert = "pki/{GATEWAY}.pem", key = "pki/{GATEWAY}.key" }}
+tls = {{ ca = "pki/ca.pem", cert = "pki/{id}.pem", key = "pki/{id}.key" }}
 
 [source.floor]
 kind = "mqtt-listener"
-bind = "{}"
+bind = "{mqtt}"
 
 [source.api]
 kind = "http"
-bind = "{}"
-"#,
-            self.admin, self.mqtt, self.http
-        );
-        toml.push_str("\n[buffer]\n");
-        if !options.quota.is_empty() {
-            let _ = writeln!(toml, "quota = \"{}\"", options.quota);
-        }
-        toml.push_str(&options.buffer);
-        if !options.modules.is_empty() {
-            toml.push_str("\n[modules.preload]\n");
-            for name in &options.modules {
-                let _ = writeln!(toml, "\"{name}@0.1.0\" = \"{}\"", text(&program::module(name)?)?);
-            }
-        }
-        toml.push('\n');
-        toml.push_str(&options.sources);
-        toml.push('\n');
-        toml.push_str(&options.streams);
-        Ok(toml)
+bind = "{http}"
+"#
+    );
+    toml.push_str("\n[buffer]\n");
+    if !options.quota.is_empty() {
+        let _ = writeln!(toml, "quota = \"{}\"", options.quota);
     }
+    toml.push_str(&options.buffer);
+    if !options.modules.is_empty() {
+        toml.push_str("\n[modules.preload]\n");
+        for name in &options.modules {
+            let _ = writeln!(toml, "\"{name}@0.1.0\" = \"{}\"", text(&program::module(name)?)?);
+        }
+    }
+    toml.push('\n');
+    toml.push_str(&options.sources);
+    toml.push('\n');
+    toml.push_str(&options.streams);
+    Ok(toml)
 }
 
 fn central_toml(options: &Options, name: &str, roles: &[&str], link: SocketAddr, api: SocketAddr) -> String {
@@ -326,14 +405,13 @@ bind = "{api}"
 }
 
 pub(crate) async fn ready(name: &str, address: SocketAddr, program: &mut Program) -> anyhow::Result<()> {
-    let url = format!("http://{address}/readyz");
     let mut ended = None;
     let result = wait::until_true(&format!("{name} ready"), READY, async || {
         if let Err(error) = program.expect_running() {
             ended = Some(error);
             return true;
         }
-        client().get(&url).send().await.is_ok_and(|answer| answer.status().is_success())
+        is_ready(address).await
     })
     .await;
     match ended {
@@ -342,14 +420,24 @@ pub(crate) async fn ready(name: &str, address: SocketAddr, program: &mut Program
     }
 }
 
+/// Whether the program with its health page here says that it is ready.
+pub(crate) async fn is_ready(address: SocketAddr) -> bool {
+    let asked = client().get(format!("http://{address}/readyz")).timeout(ASKED).send().await;
+    asked.is_ok_and(|answer| answer.status().is_success())
+}
+
 /// An authority, central's certificate and the gateway's, like `tidegate pki` makes them.
 fn make_authority(folder: &Path) -> anyhow::Result<()> {
     let valid = validity()?;
     pki::init(folder, "tidegate demo authority", valid)?;
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     pki::issue(folder, "central", &Role::Server(names), valid)?;
-    pki::issue(folder, GATEWAY, &Role::Gateway, valid)?;
-    Ok(())
+    issue(folder, GATEWAY)
+}
+
+/// A gateway's certificate.
+fn issue(folder: &Path, gateway: &str) -> anyhow::Result<()> {
+    Ok(pki::issue(folder, gateway, &Role::Gateway, validity()?).map(drop)?)
 }
 
 fn validity() -> anyhow::Result<Validity> {

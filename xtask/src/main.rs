@@ -21,8 +21,9 @@ usage: cargo xtask COMMAND
   modules                     build the WASM modules of wasm-udfs/ into target/modules/
   demo [--kafka] [--json] [--keep]
                               the main job on real data, with crashes in the middle; on Kafka or on central's own log
-  chaos [--rounds N] [--seed S] [--json]
-                              SIGKILL at random moments under load, then compare every row
+  chaos [--kafka] [--rounds N] [--seed S] [--json]
+                              SIGKILL at random moments under load, then compare every row; with --kafka seven programs of
+                              ours, a real Kafka and ClickHouse, killed, stopped and cut off from each other
   crash-sim [--seeds N] [--seed S] [--steps N] [--json]
                               the journal on a simulated disk that crashes; --seed alone repeats one run
   kafka start|run|stop|status [--dir DIR] [--set KEY=VALUE]... [--json]

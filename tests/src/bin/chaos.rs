@@ -1,15 +1,20 @@
-//! `cargo xtask chaos [--rounds N] [--seed S] [--json]`: SIGKILL at random moments under load. Exits 1 when an
-//! acknowledged event is lost or doubled, an aggregate is wrong, or the audit does not balance.
+//! `cargo xtask chaos [--kafka] [--rounds N] [--seed S] [--json]`: things are broken at random moments under load. Exits 1
+//! when an acknowledged event is lost or doubled, an aggregate is wrong, or the audit does not balance.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use tidegate_tests::chaos::{self, Settings};
+use serde_json::Value;
+use tidegate_tests::chaos::{Settings, embedded, real};
 
-/// SIGKILL at random moments under load; then every row is compared.
+/// Things are broken at random moments under load; then every row is compared.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Kills
+    /// Central on five processes with a real Kafka, and everything may be killed, stopped or cut off; without it: SIGKILL
+    /// of gateway, central and ClickHouse
+    #[arg(long)]
+    kafka: bool,
+    /// Times that something is broken
     #[arg(long, default_value_t = 10)]
     rounds: u64,
     /// Names the run's random numbers
@@ -23,7 +28,13 @@ struct Args {
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    let outcome = match chaos::run(Settings { rounds: args.rounds, seed: args.seed }).await {
+    let settings = Settings { rounds: args.rounds, seed: args.seed };
+    let outcome = if args.kafka {
+        real::run(settings).await.map(|outcome| (outcome.holds(), outcome.json()))
+    } else {
+        embedded::run(settings).await.map(|outcome| (outcome.holds(), outcome.json()))
+    };
+    let (holds, outcome) = match outcome {
         Ok(outcome) => outcome,
         Err(error) => {
             eprintln!("chaos: {error:#}");
@@ -31,31 +42,23 @@ async fn main() -> ExitCode {
         }
     };
     if args.json {
-        println!("{}", outcome.json());
+        println!("{outcome}");
     } else {
-        println!(
-            "{}: seed {}, {} rounds (gateway {}, central {}, clickhouse {} killed), {} events acknowledged, {} sent again, \
-             {} rows, {} windows, {} lost, {} doubled, balanced: {}, {:.0} s",
-            if outcome.holds() { "EVERY EVENT ONCE" } else { "FAILED" },
-            outcome.seed,
-            outcome.rounds,
-            outcome.kills[0],
-            outcome.kills[1],
-            outcome.kills[2],
-            outcome.acknowledged,
-            outcome.repeated,
-            outcome.rows,
-            outcome.windows,
-            outcome.raw.lost + outcome.raw.foreign,
-            outcome.raw.doubled,
-            outcome.balanced,
-            outcome.seconds,
-        );
-        for example in
-            outcome.raw.examples.iter().chain(&outcome.aggregates.examples).chain(&outcome.problems)
-        {
-            println!("WRONG: {example}");
+        report(holds, &outcome);
+    }
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The same for people.
+fn report(holds: bool, outcome: &Value) {
+    println!("{}", if holds { "EVERY EVENT ONCE" } else { "FAILED" });
+    let wrong = ["problems", "examples"];
+    for (name, value) in outcome.as_object().into_iter().flatten() {
+        if !wrong.contains(&name.as_str()) {
+            println!("{}: {value}", name.replace('_', " "));
         }
     }
-    if outcome.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    for text in wrong.iter().flat_map(|name| outcome[*name].as_array().into_iter().flatten()) {
+        println!("WRONG: {}", text.as_str().unwrap_or_default());
+    }
 }
