@@ -55,6 +55,10 @@ pub(super) const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a broker may take to answer what is asked at the start, once.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(15);
+/// A broker that was away is tried again after so long at most; the library's own 10 s are added to every outage.
+pub(super) const RECONNECT_MAX: Duration = Duration::from_secs(1);
+/// A topic that was made is known to all brokers after a while: how long until they are asked again.
+pub(super) const NEW_TOPIC: Duration = Duration::from_millis(250);
 /// How often it is asked: a broker that has just started answers some questions long before others.
 pub(super) const START_ASKS: u32 = 8;
 /// Processes that begin together fence each other; one of them gets through.

@@ -37,7 +37,7 @@ use async_trait::async_trait;
 use control::Control;
 use daemon::metrics::Registry;
 use headers::Poison;
-use limits::{ASK_TIMEOUT, WHOLE_TIMEOUT};
+use limits::{ASK_TIMEOUT, RECONNECT_MAX, WHOLE_TIMEOUT, ms};
 use membership::Membership;
 use outlet::Outlets;
 use polling::Watch;
@@ -122,6 +122,7 @@ impl KafkaOptions {
     fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.brokers.join(","));
+        config.set("reconnect.backoff.max.ms", ms(RECONNECT_MAX));
         for (key, value) in &self.client.0 {
             config.set(key, value);
         }

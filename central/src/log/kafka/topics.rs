@@ -2,7 +2,10 @@
 
 use super::{
     KafkaOptions, blocking,
-    limits::{BROKER_MESSAGE_BYTES, MESSAGE_BYTES_MAX, QUARANTINE_RETENTION, START_ASKS, START_TIMEOUT, ms},
+    limits::{
+        BROKER_MESSAGE_BYTES, MESSAGE_BYTES_MAX, NEW_TOPIC, QUARANTINE_RETENTION, START_ASKS, START_TIMEOUT,
+        ms,
+    },
 };
 use rdkafka::{
     ClientContext,
@@ -117,14 +120,48 @@ pub(super) async fn ensure(options: &KafkaOptions) -> Result<(), String> {
     }
     let names: Vec<ResourceSpecifier<'_>> =
         topics.iter().map(|t| ResourceSpecifier::Topic(&t.name)).collect();
-    let described = patiently("topics cannot be described", || admin.describe_configs(&names, &ask)).await?;
+    let mut asks = 1;
+    let wrong = loop {
+        let described =
+            patiently("topics cannot be described", || admin.describe_configs(&names, &ask)).await?;
+        if let Some(wrong) = judge_all(&topics, described, &admin, options)? {
+            break wrong;
+        }
+        if asks == START_ASKS {
+            return Err(format!(
+                "the topics {}.* were made, but the brokers do not know them",
+                options.prefix
+            ));
+        }
+        asks += 1;
+        tokio::time::sleep(NEW_TOPIC).await;
+    };
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+}
+
+/// What is wrong with all of them; nothing when one was made a moment ago and the brokers cannot tell yet.
+fn judge_all(
+    topics: &[Topic],
+    described: Vec<Result<ConfigResource, RDKafkaErrorCode>>,
+    admin: &AdminClient<DefaultClientContext>,
+    options: &KafkaOptions,
+) -> Result<Option<Vec<String>>, String> {
     let mut wrong = Vec::new();
     for (topic, answer) in topics.iter().zip(described) {
-        let resource = answer.map_err(|code| format!("topic {} cannot be described: {code}", topic.name))?;
+        let resource = match answer {
+            Ok(resource) => resource,
+            Err(RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
+            Err(code) => return Err(format!("topic {} cannot be described: {code}", topic.name)),
+        };
+        let known = resource.get("cleanup.policy").is_some_and(|entry| entry.value.is_some());
+        let copies = copies(topic, admin)?;
+        if !known || copies.is_empty() {
+            return Ok(None);
+        }
         wrong.extend(judge(topic, &resource, options));
-        wrong.extend(judge_partitions(topic, options, &admin)?);
+        wrong.extend(judge_partitions(topic, options, &copies));
     }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+    Ok(Some(wrong))
 }
 
 /// Makes the topic of a stream's events when it is not there.
@@ -208,29 +245,28 @@ fn judge(topic: &Topic, found: &ConfigResource, options: &KafkaOptions) -> Vec<S
     wrong
 }
 
-/// What in a topic's partitions breaks it: their number, and their copies.
-fn judge_partitions(
-    topic: &Topic,
-    options: &KafkaOptions,
-    admin: &AdminClient<DefaultClientContext>,
-) -> Result<Vec<String>, String> {
-    let name = &topic.name;
-    let there = admin.inner().fetch_metadata(Some(name), START_TIMEOUT);
-    let there = there.map_err(|e| format!("topic {name} cannot be described: {e}"))?;
+/// The copies of each partition; none while the partitions are not known.
+fn copies(topic: &Topic, admin: &AdminClient<DefaultClientContext>) -> Result<Vec<usize>, String> {
+    let there = admin.inner().fetch_metadata(Some(&topic.name), START_TIMEOUT);
+    let there = there.map_err(|e| format!("topic {} cannot be described: {e}", topic.name))?;
     let partitions = there.topics().first().map_or(&[][..], |t| t.partitions());
-    let (count, wanted) = (partitions.len(), topic.partitions);
+    Ok(partitions.iter().map(|p| p.replicas().len()).collect())
+}
+
+/// What in a topic's partitions breaks it: their number, and their copies.
+fn judge_partitions(topic: &Topic, options: &KafkaOptions, copies: &[usize]) -> Vec<String> {
+    let (name, count, wanted) = (&topic.name, copies.len(), topic.partitions);
     let mut wrong = Vec::new();
     if count != wanted as usize {
         wrong.push(format!(
             "topic {name} has {count} partitions, the configuration says {wanted}; the number stays"
         ));
     }
-    let copies = partitions.iter().map(|p| p.replicas().len()).min().unwrap_or(0);
-    if copies < options.min_isr as usize {
-        let min_isr = options.min_isr;
+    let (least, min_isr) = (copies.iter().min().copied().unwrap_or(0), options.min_isr);
+    if least < min_isr as usize {
         wrong.push(format!(
-            "topic {name} has {copies} copies, but min-isr asks for {min_isr}: nothing could be written"
+            "topic {name} has {least} copies, but min-isr asks for {min_isr}: nothing could be written"
         ));
     }
-    Ok(wrong)
+    wrong
 }
