@@ -23,7 +23,7 @@ use crate::wait;
 const READY: Duration = Duration::from_secs(90);
 
 /// When the console consumer gives up waiting for more; it takes a while to find the first record.
-const SILENCE_MS: &str = "20000";
+const SILENCE_MS: &str = "12000";
 
 /// A record as the console consumer shows it.
 #[derive(Debug)]
