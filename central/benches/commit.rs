@@ -125,6 +125,7 @@ async fn open(broker: &Broker) -> Result<Arc<dyn Log>, Failure> {
         client: ClientOptions::default(),
         advertise: Some("https://bench:7443".into()),
         sink: false,
+        fanout: false,
     };
     let log: Arc<dyn Log> = Arc::new(Kafka::open(options, Arc::new(SystemRandom)).await?);
     let mut owned = log.shards_owned();

@@ -31,7 +31,7 @@ use std::{
 use tempfile::TempDir;
 use tidegate_central::{
     audit::{AuditParts, Auditor},
-    clickhouse::{ClickHouse, Reader, Tables},
+    clickhouse::{ClickHouse, Reader, Tables, Views},
     link::Gateways,
     log::{
         ContentType, DataRecord, Head, Log, Partition, Progress, ProgressRecord, RecordHeaders, Shard,
@@ -242,13 +242,14 @@ impl Life {
             gateways: Arc::new(Gateways::new()),
             frontier: Arc::new(LogFrontier(self.log.clone())),
             source: Arc::new(Reader::new(self.clickhouse.clone())),
+            views: Arc::new(Views::new(self.clickhouse.clone())),
             clock: Arc::new(SystemClock::new()),
             registry: Registry::new(),
         })
         .expect("opens");
         let stop = tokio_util::sync::CancellationToken::new();
         let running = tokio::spawn(auditor.run(stop.clone()));
-        let report = handle.audit().await.expect("a verdict");
+        let report = handle.audit(None).await.expect("a verdict");
         stop.cancel();
         running.await.expect("joined").expect("fine");
         report.problems.iter().filter(|p| p.starts_with(GATEWAY)).cloned().collect()
