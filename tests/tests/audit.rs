@@ -91,7 +91,25 @@ async fn a_row_doubled_or_deleted_by_hand_is_found() -> anyhow::Result<()> {
         .await
         .with_context(|| plant.logs())?;
 
+    // As many rows, of the same seqs: only the values tell, and only whoever asks for them hears it.
     let table = format!("tidegate.{STREAM}");
+    let (code, found, _) = audit_of(&plant, &["--values"])?;
+    ensure!(code == 0 && found["reread"]["records"].as_u64() > Some(0), "{found}");
+    let change = |from: &str, to: &str| {
+        let wait = "settings mutations_sync = 2";
+        format!("alter table {table} update note = '{to}' where note = '{from}' and value = 21 {wait}")
+    };
+    server.run(&change("", "forged")).await?;
+    ensure!(audit(&plant)?.0 == 0, "numbers cannot tell");
+    let said = problem(&plant, &["--values", "--since", "1h"])?;
+    ensure!(
+        said.contains("1 records have other values in the table than in the log, first column \"note\""),
+        "{said}"
+    );
+    ensure!(said.starts_with("plant-1/telemetry") && said.contains(" at offset "), "{said}");
+    server.run(&change("forged", "")).await?;
+    ensure!(audit_of(&plant, &["--values"])?.0 == 0, "all is as it was");
+
     server.run(&format!("insert into {table} select * from {table} where value = 17")).await?;
     let (code, found, text) = audit(&plant)?;
     ensure!((code, &found["lost"], &found["duplicated"]) == (1, &0.into(), &1.into()), "{code} {found}");

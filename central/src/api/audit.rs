@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 
 /// `?fresh=true` audits now; otherwise the last verdict. `?reread=true` reads the newest records of the log again besides,
-/// `?since=T` those since then. `?gateway=ID` and `?stream=NAME` show a part, the verdict is over all.
+/// `?since=T` those since then, and `?values=true` compares the tables' values with them. `?gateway=ID` and `?stream=NAME` show a part, the verdict is over all.
 pub(super) async fn audit(
     State(parts): State<ApiParts>,
     Query(q): Query<HashMap<String, String>>,
@@ -19,14 +19,15 @@ pub(super) async fn audit(
     let says = |name: &str| q.get(name).is_some_and(|v| v == "true");
     let reread = match q.get("since") {
         Some(since) => Some(auditor.since(since).map_err(|e| Failure::bad_request(format!("since: {e}")))?),
-        None => says("reread").then_some(Reread { since_ns: None }),
+        None => (says("reread") || says("values")).then_some(Reread::default()),
     };
+    let reread = reread.map(|r| Reread { values: says("values"), ..r });
     let last = if says("fresh") || reread.is_some() { None } else { auditor.last() };
     let report = match last {
         Some(report) => report,
         None => {
-            let since = reread.is_some_and(|r| r.since_ns.is_some());
-            let limit = if since { limits::AUDIT_SINCE_TIMEOUT } else { limits::AUDIT_TIMEOUT };
+            let long = reread.is_some_and(|r| r.since_ns.is_some() || r.values);
+            let limit = if long { limits::AUDIT_LONG_TIMEOUT } else { limits::AUDIT_TIMEOUT };
             within(limit, auditor.audit(reread)).await?.map_err(Failure::unavailable)?
         }
     };

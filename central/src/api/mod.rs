@@ -41,8 +41,8 @@ pub mod limits {
     pub const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
     /// How long an audit that somebody waits for may take.
     pub const AUDIT_TIMEOUT: Duration = Duration::from_secs(110);
-    /// How long one may take that reads a part of the log again that somebody named.
-    pub const AUDIT_SINCE_TIMEOUT: Duration = Duration::from_secs(600);
+    /// How long one may take that reads a part of the log again that somebody named, or compares values.
+    pub const AUDIT_LONG_TIMEOUT: Duration = Duration::from_secs(600);
 }
 
 /// What the API looks at.

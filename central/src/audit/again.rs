@@ -7,11 +7,12 @@ use super::{
     auditor::{READ_BYTES, READER},
     judge::Again,
     tally::Scan,
+    values,
 };
 use crate::{
     alerts::from_rfc3339,
-    log::{Log, Offset, Partition, ReadError},
-    rules::{Positions, duration},
+    log::{Log, Offset, Partition, ReadError, StoredRecord},
+    rules::{Positions, QuerySource, duration},
 };
 use record::clock::Clock;
 use std::time::Duration;
@@ -20,16 +21,25 @@ use std::time::Duration;
 const RECORDS_MAX: u64 = 10_000;
 /// How long that may take.
 const TIME_MAX: Duration = Duration::from_secs(60);
-/// How long it may take when somebody says since when.
-const TIME_MAX_SINCE: Duration = Duration::from_secs(540);
+/// How long it may take when somebody says since when, or wants more than hashes.
+const TIME_MAX_LONG: Duration = Duration::from_secs(540);
 /// Clocks of several processes of central differ by less.
 const CLOCKS_APART_NS: i64 = 60_000_000_000;
 
 /// What is to be read again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reread {
     /// Records that central took since then, in nanoseconds since the epoch; otherwise the newest.
     pub since_ns: Option<i64>,
+    /// The values in the tables are compared with those of the records, too.
+    pub values: bool,
+}
+
+/// Against what values are compared.
+pub(super) struct Rows<'a> {
+    pub(super) source: &'a dyn QuerySource,
+    /// Up to where the sink has committed.
+    pub(super) committed: &'a Positions,
 }
 
 impl Reread {
@@ -39,12 +49,15 @@ impl Reread {
         let since_ns = from_rfc3339(text).or_else(ago).ok_or_else(|| {
             format!("{text:?} is neither a time like 2026-03-01T08:00:00Z nor a duration like 2h")
         })?;
-        Ok(Self { since_ns: Some(since_ns) })
+        Ok(Self { since_ns: Some(since_ns), values: false })
     }
 
     /// What serves both who asked for this and who asked for that.
     pub(super) fn both(self, other: Self) -> Self {
-        Self { since_ns: self.since_ns.zip(other.since_ns).map(|(a, b)| a.min(b)) }
+        Self {
+            since_ns: self.since_ns.zip(other.since_ns).map(|(a, b)| a.min(b)),
+            values: self.values || other.values,
+        }
     }
 }
 
@@ -54,8 +67,9 @@ pub(super) async fn read_again(
     clock: &dyn Clock,
     ends: &Positions,
     wish: Reread,
+    rows: &Rows<'_>,
 ) -> Result<Again, ReadError> {
-    let time = if wish.since_ns.is_some() { TIME_MAX_SINCE } else { TIME_MAX };
+    let time = if wish.since_ns.is_some() || wish.values { TIME_MAX_LONG } else { TIME_MAX };
     let until_ns = clock.monotonic_ns().saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     let mut again = Again { scan: Scan::of(log.id()), ..Again::default() };
     for n in 0..log.partitions() {
@@ -73,36 +87,47 @@ pub(super) async fn read_again(
                 again.is_cut = true;
                 return Ok(again);
             }
-            read_on(log, p, end, &mut again).await?;
+            let records = read_on(log, p, end, &mut again).await?;
+            if wish.values {
+                match values::compare(rows.source, p, &records, rows.committed).await {
+                    Ok(altered) => again.altered.extend(altered),
+                    Err(reason) => {
+                        again.notes.push(format!("values of partition {p} were not compared: {reason}"))
+                    }
+                }
+            }
         }
     }
     Ok(again)
 }
 
-async fn read_on(log: &dyn Log, p: Partition, end: Offset, again: &mut Again) -> Result<(), ReadError> {
-    let records = match log.read(READER, p, again.scan.position(p), READ_BYTES).await {
+async fn read_on(
+    log: &dyn Log,
+    p: Partition,
+    end: Offset,
+    again: &mut Again,
+) -> Result<Vec<StoredRecord>, ReadError> {
+    let mut records = match log.read(READER, p, again.scan.position(p), READ_BYTES).await {
         // Trimmed while it was read: what is gone was stored, or the audit says so elsewhere.
         Err(ReadError::Trimmed { first, .. }) if first > again.scan.position(p) => {
             again.scan.skip_to(p, first);
             again.from.insert(p.0, first.0);
-            return Ok(());
+            return Ok(Vec::new());
         }
         other => other?,
     };
+    records.retain(|r| r.offset < end);
     if records.is_empty() {
         again.scan.reached(p, end);
     }
     tokio::task::block_in_place(|| {
-        for record in records {
-            if record.offset >= end {
-                return again.scan.reached(p, end);
-            }
+        for record in &records {
             again.records += 1;
             again.bytes += record.bytes.len() as u64;
-            again.scan.read(p, &record);
+            again.scan.read(p, record);
         }
     });
-    Ok(())
+    Ok(records)
 }
 
 /// Where to begin in a partition.

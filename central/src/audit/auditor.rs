@@ -1,7 +1,7 @@
 //! The driver: fetches the evidence, lets it be judged, shows the verdict.
 
 use super::{
-    again::{Reread, read_again},
+    again::{Reread, Rows, read_again},
     judge::{Evidence, TableRows, judge},
     metrics::AuditMetrics,
     report::Report,
@@ -238,7 +238,8 @@ impl Auditor {
         self.tables(&counted, &mut evidence).await?;
         if let Some(wish) = reread {
             let (log, clock, ends) = (&*self.parts.log, &*self.parts.clock, &evidence.whole.positions);
-            let again = read_again(log, clock, ends, wish).await?;
+            let rows = Rows { source: &*self.parts.source, committed: &counted };
+            let again = read_again(log, clock, ends, wish, &rows).await?;
             evidence.notes.extend(again.notes.iter().cloned());
             evidence.again = Some(again);
         }

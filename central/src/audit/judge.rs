@@ -3,6 +3,7 @@
 use super::{
     report::{GatewayReport, Report, RereadReport, StreamReport, ViewReport},
     tally::{Scan, Tally, TallyKey},
+    values::Altered,
 };
 use crate::{
     clickhouse::View,
@@ -43,6 +44,8 @@ pub struct Again {
     pub records: u64,
     /// Bytes of their blocks.
     pub bytes: u64,
+    /// Records whose rows have other values in their table; empty when nobody asked for that.
+    pub altered: Vec<Altered>,
     /// What was not read.
     pub notes: Vec<String>,
 }
@@ -200,6 +203,14 @@ impl StreamJudge<'_> {
     /// What was counted can still be read, and still has its hashes.
     fn log_again(&self, whole: Option<&Tally>, r: &mut StreamReport) {
         let (Some(again), Some(whole)) = (&self.e.again, whole) else { return };
+        let mut altered = again.altered.iter().filter(|a| a.key == *self.key);
+        if let Some(first) = altered.next() {
+            let n = 1 + altered.count();
+            r.problems.push(format!(
+                "{n} records have other values in the table than in the log, first {}",
+                first.place
+            ));
+        }
         let from = again.from.get(&whole.partition).copied().unwrap_or(0);
         let Some(now) = again.scan.tallies().get(self.key) else {
             if whole.last_offset >= from && !again.is_cut && !whole.cut {

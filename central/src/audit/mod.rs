@@ -17,6 +17,7 @@ pub mod judge;
 mod metrics;
 pub mod report;
 pub mod tally;
+mod values;
 mod views;
 
 pub use again::Reread;

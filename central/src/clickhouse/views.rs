@@ -197,7 +197,8 @@ impl Views {
 
     /// Whether the table of a stream still knows the tokens of the inserts that brought these rows, beyond doubt: its window
     /// is shared by all lanes, so later inserts push them out. Every insert takes a number of a block, also a repeated one,
-    /// so the numbers since tell how many there were at most; half of the window is left for those under way.
+    /// so the numbers since tell how many there were at most; half of the window is left for those under way. Rows that were
+    /// merged with older ones count as old as those: then the answer may be no although it need not.
     pub async fn would_recognise(&self, stream: &str, rows: &str) -> Result<bool, ClickhouseError> {
         let name = TableName::new(self.clickhouse.database(), stream);
         let holders = self.holders(&among(BTreeSet::from([&name]))).await?;

@@ -23,8 +23,11 @@ pub(crate) struct Audit {
     /// Read again what came into the log since then: a time like 2026-03-01T08:00:00Z, or how long ago, like 2h
     #[arg(long, value_name = "T")]
     since: Option<String>,
+    /// Compare the values in the tables with the records that are read again
+    #[arg(long)]
+    values: bool,
     /// The last periodic audit instead of a new one
-    #[arg(long, conflicts_with = "since")]
+    #[arg(long, conflicts_with_all = ["since", "values"])]
     last: bool,
     #[command(flatten)]
     central: Central,
@@ -33,7 +36,8 @@ pub(crate) struct Audit {
 impl Audit {
     pub(crate) async fn run(self, out: &Output) -> anyhow::Result<Verdict> {
         let fresh = (!self.last).to_string();
-        let mut query = vec![("fresh", fresh.clone()), ("reread", fresh)];
+        let mut query =
+            vec![("fresh", fresh.clone()), ("reread", fresh), ("values", self.values.to_string())];
         let words = [("gateway", self.gateway), ("stream", self.stream), ("since", self.since)];
         query.extend(words.into_iter().filter_map(|(name, word)| Some((name, word?))));
         let answer = self.central.api()?.patient(PATIENCE)?.get("/v1/audit", &query).await?;

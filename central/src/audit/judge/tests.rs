@@ -246,6 +246,11 @@ fn a_log_that_has_changed_since_it_was_counted() {
     expect(&again(&all[1..], 0, None), 0, 0, "seqs 1 to 10 of the log cannot be read any more");
     expect(&again(&all[..2], 0, None), 0, 0, "seqs 21 to 30 of the log cannot be read any more");
     expect(&again(&[], 0, None), 0, 0, "none of its records in the log can be read any more");
+    let mut altered = again(&all, 0, None);
+    let place = |offset: u64| Altered { key: key(), place: format!("column \"a\" at offset {offset}") };
+    altered.again.as_mut().expect("there").altered = vec![place(1), place(2)];
+    let said = "2 records have other values in the table than in the log, first column \"a\" at offset 1";
+    expect(&altered, 0, 0, said);
     let mut cut = again(&all[..2], 0, None);
     cut.again.as_mut().expect("there").is_cut = true;
     assert!(judge(&cut).balanced, "what there was no time for is not missed");
