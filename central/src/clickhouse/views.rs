@@ -103,8 +103,6 @@ pub struct Views {
 struct Holder {
     engine: String,
     window: Window,
-    /// After so long a replicated table forgets a token whatever its window.
-    forgets_after_s: u64,
     /// Views that see what is inserted here.
     views: Vec<TableName>,
 }
@@ -143,12 +141,10 @@ struct Found {
 struct Defaults {
     plain: u64,
     replicated: u64,
-    replicated_seconds: u64,
 }
 
 const PLAIN: &str = "non_replicated_deduplication_window";
 const REPLICATED: &str = "replicated_deduplication_window";
-const REPLICATED_SECONDS: &str = "replicated_deduplication_window_seconds";
 
 impl Views {
     /// The views of this server; nothing is asked yet.
@@ -184,53 +180,6 @@ impl Views {
         }
         let found = if changed { self.find().await? } else { found };
         Ok(found.look())
-    }
-
-    /// The streams whose tables have views that see each insert, whatever becomes of it there.
-    pub async fn streams_with_views(&self) -> Result<Vec<String>, ClickhouseError> {
-        let database = text(self.clickhouse.database());
-        let sql = format!(
-            "SELECT name FROM system.tables WHERE database = {database} AND notEmpty(dependencies_table)"
-        );
-        self.clickhouse.rows::<String>(&sql, STATEMENT_TIMEOUT).await
-    }
-
-    /// Whether the table of a stream still knows the tokens of the inserts that brought these rows, beyond doubt: its window
-    /// is shared by all lanes, so later inserts push them out. Every insert takes a number of a block, also a repeated one,
-    /// so the numbers since tell how many there were at most; half of the window is left for those under way. Rows that were
-    /// merged with older ones count as old as those: then the answer may be no although it need not.
-    pub async fn would_recognise(&self, stream: &str, rows: &str) -> Result<bool, ClickhouseError> {
-        let name = TableName::new(self.clickhouse.database(), stream);
-        let holders = self.holders(&among(BTreeSet::from([&name]))).await?;
-        let Some(holder) = holders.get(&name) else { return Ok(false) };
-        let Window::Tokens(setting, window) = holder.window else { return Ok(false) };
-        let parts = format!("database = {} AND table = {}", text(&name.database), text(&name.table));
-        let sql = format!(
-            "SELECT (SELECT uniqExact(_part) FROM {} WHERE {rows}), count(), uniqExact(partition_id), (SELECT \
-             max(max_block_number) FROM system.parts WHERE {parts}) - min(min_block_number), max(level), \
-             dateDiff('second', min(modification_time), now()) FROM system.parts WHERE {parts} AND active AND name IN \
-             (SELECT _part FROM {} WHERE {rows} GROUP BY _part)",
-            name.sql(),
-            name.sql()
-        );
-        type Row = (Option<u64>, u64, u64, Option<i64>, u32, i64);
-        let row = self.clickhouse.rows::<Row>(&sql, STATEMENT_TIMEOUT).await?.into_iter().next();
-        let Some((wanted, found, partitions, since, level, age_s)) = row else { return Ok(false) };
-        if wanted.unwrap_or(0) != found {
-            // Parts go away when they are merged, and a look at both is not one moment.
-            return Err(ClickhouseError::Unexpected(format!(
-                "parts of {name} were merged while they were looked at"
-            )));
-        }
-        let in_window =
-            found > 0 && since.and_then(|s| u64::try_from(s).ok()).is_some_and(|s| s < window / 2);
-        if setting == PLAIN {
-            return Ok(in_window);
-        }
-        // Replicas number the blocks of each partition by itself, and forget tokens by their age, too; a part that was
-        // merged does not tell the age of its rows.
-        let young = level == 0 && u64::try_from(age_s).is_ok_and(|age| age < holder.forgets_after_s / 2);
-        Ok(in_window && partitions == 1 && young)
     }
 
     async fn find(&self) -> Result<Found, ClickhouseError> {
@@ -315,7 +264,6 @@ impl Views {
         for (database, name, engine, full, view_database, view) in rows {
             let holder = holders.entry(TableName::new(&database, &name)).or_insert_with(|| Holder {
                 window: window_of(&engine, &full, defaults),
-                forgets_after_s: said(&full, REPLICATED_SECONDS).unwrap_or(defaults.replicated_seconds),
                 engine,
                 views: Vec::new(),
             });
@@ -330,15 +278,14 @@ impl Views {
     async fn defaults(&self) -> Result<Defaults, ClickhouseError> {
         let sql = format!(
             "SELECT name, toUInt64OrZero(value) FROM system.merge_tree_settings WHERE name = '{PLAIN}' UNION ALL SELECT name, \
-             toUInt64OrZero(value) FROM system.replicated_merge_tree_settings WHERE name IN ('{REPLICATED}', \
-             '{REPLICATED_SECONDS}')"
+             toUInt64OrZero(value) FROM system.replicated_merge_tree_settings WHERE name = '{REPLICATED}'"
         );
         let mut defaults = Defaults::default();
         for (name, value) in self.clickhouse.rows::<(String, u64)>(&sql, STATEMENT_TIMEOUT).await? {
-            match name.as_str() {
-                PLAIN => defaults.plain = value,
-                REPLICATED => defaults.replicated = value,
-                _ => defaults.replicated_seconds = value,
+            if name == PLAIN {
+                defaults.plain = value;
+            } else {
+                defaults.replicated = value;
             }
         }
         Ok(defaults)
@@ -546,7 +493,7 @@ mod tests {
 
     #[test]
     fn windows_are_read_from_engines() {
-        let defaults = Defaults { replicated: 7, ..Defaults::default() };
+        let defaults = Defaults { plain: 0, replicated: 7 };
         let full = "MergeTree ORDER BY a SETTINGS index_granularity = 8192, non_replicated_deduplication_window = 100";
         assert_eq!(window_of("MergeTree", full, defaults), Window::Tokens(PLAIN, 100));
         assert_eq!(

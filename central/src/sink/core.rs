@@ -11,10 +11,7 @@
 //!    same token, and read back again, since "already there" is an answer, not a proof;
 //! 7. what is still missing after a clear answer, or is missing in part, gets a new generation: its intent is committed
 //!    first, and it waits until no older insert can still be at work;
-//! 8. rows that are there, but whose insert was never clearly answered: a view on the table may have failed or been cut
-//!    off behind it. Where there are views ([`Lane::mind_views`]), the same insert is repeated under the same token until it
-//!    is answered: it passes through to the views, and table and views drop what they have;
-//! 9. an ambiguous commit: everything is forgotten and read again; what is stored is the truth.
+//! 8. an ambiguous commit: everything is forgotten and read again; what is stored is the truth.
 //!
 //! Invariants: no insert without an acknowledged intent for exactly its range; a token names one set of records; the
 //! offset moves only past records that were answered for without doubt or seen in the tables.
@@ -72,15 +69,6 @@ pub enum Answer {
     },
 }
 
-/// What a repeat of an insert would do to a table that has rows of it already, and views on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Repeat {
-    /// The table recognises it and hands it on to its views.
-    Recognised,
-    /// Nobody knows whether the table still remembers the token: it might take the rows again.
-    Doubtful,
-}
-
 /// When a range is large enough, and how long to wait; times in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
@@ -128,8 +116,6 @@ pub enum Event {
     Doubted(String),
     /// A range got a new generation.
     Renamed(Intent),
-    /// Rows are in this table, and it cannot be found out whether every view on it has them.
-    ViewsInDoubt(StreamName, Vec<Offset>),
     /// What is stored contradicts itself; the lane looks again, and needs a person.
     Halted(String),
 }
@@ -142,8 +128,6 @@ struct Work {
     /// What was sent under this generation, per table, and whether it was clearly answered. `None` when a process
     /// before this one sent it and it is not known what.
     sent: Option<BTreeMap<StreamName, Sent>>,
-    /// Records whose insert was clearly answered, under whatever generation: the views on their tables have them.
-    viewed: BTreeSet<Offset>,
     /// Until then an insert of this range may still be at work in the server.
     quiet_until: u64,
     doubted: bool,
@@ -189,8 +173,6 @@ pub struct Lane {
     /// When the last insert began.
     inserted_at: Option<u64>,
     failures: u32,
-    /// Tables with views, and what a repeat would do there; for the next read-back.
-    views: BTreeMap<StreamName, Repeat>,
     events: Vec<Event>,
 }
 
@@ -209,7 +191,6 @@ impl Lane {
             work: None,
             inserted_at: None,
             failures: 0,
-            views: BTreeMap::new(),
             events: Vec::new(),
         }
     }
@@ -331,8 +312,7 @@ impl Lane {
             log: self.log.clone(),
         };
         let sent = Some(BTreeMap::new());
-        let viewed = BTreeSet::new();
-        self.work = Some(Work { intent, items, sent, viewed, quiet_until: 0, doubted: false });
+        self.work = Some(Work { intent, items, sent, quiet_until: 0, doubted: false });
     }
 
     /// Answers [`Step::Start`]: the committed position, and the largest offset of this partition in any table.
@@ -371,8 +351,7 @@ impl Lane {
             Some(intent) => {
                 // Whoever stored it may have sent it; the server may still be at work on it.
                 let quiet_until = now + self.pace.quiet_ns;
-                let (items, viewed) = (Vec::new(), BTreeSet::new());
-                self.work = Some(Work { intent, items, sent: None, viewed, quiet_until, doubted: true });
+                self.work = Some(Work { intent, items: Vec::new(), sent: None, quiet_until, doubted: true });
                 State::Range
             }
         };
@@ -465,11 +444,7 @@ impl Lane {
         let mut doubt = None;
         for (stream, answer) in answers {
             match answer {
-                Answer::Done => {
-                    let table = sent.entry(stream).or_default();
-                    table.answered = true;
-                    work.viewed.extend(table.offsets.intersection(&offsets));
-                }
+                Answer::Done => sent.entry(stream).or_default().answered = true,
                 Answer::Doubt { ended, reason } => {
                     if !ended {
                         work.quiet_until = now + self.pace.quiet_ns;
@@ -489,12 +464,6 @@ impl Lane {
         } else {
             State::Settled(work.intent.to)
         };
-    }
-
-    /// Told before [`Lane::on_read_back`]: the tables that have views, and what a repeat of an insert would do there. A table
-    /// that is not named has none.
-    pub fn mind_views(&mut self, views: BTreeMap<StreamName, Repeat>) {
-        self.views = views;
     }
 
     /// Answers [`Step::ReadBack`]; records of which nothing is there may be left out.
@@ -519,10 +488,7 @@ impl Lane {
         }
         let offsets: Vec<Offset> = missing.values().flatten().copied().collect();
         if offsets.is_empty() {
-            self.state = match pass_through(work, &self.views, &mut self.events) {
-                again if again.is_empty() => State::Settled(work.intent.to),
-                again => State::Insert(again),
-            };
+            self.state = State::Settled(work.intent.to);
             return;
         }
         // The same name again only for exactly what it named, and only while nobody has answered for it.
@@ -552,36 +518,6 @@ impl Lane {
         self.events.push(Event::Halted(reason));
         self.state = State::Pause(now + self.pace.backoff_max_ns, Box::new(then));
     }
-}
-
-/// The records to insert again for the sake of views, when all of the range is in its tables: exactly those that the token
-/// names. What cannot be repeated is told, once, and left.
-fn pass_through(
-    work: &mut Work,
-    views: &BTreeMap<StreamName, Repeat>,
-    events: &mut Vec<Event>,
-) -> Vec<Offset> {
-    let mut again = Vec::new();
-    for (stream, repeat) in views {
-        let unseen = work.items.iter().filter(|i| i.stream == *stream && !work.viewed.contains(&i.offset));
-        let unseen: BTreeSet<Offset> = unseen.map(|i| i.offset).collect();
-        if unseen.is_empty() {
-            continue;
-        }
-        let named = work.sent.as_ref().and_then(|sent| sent.get(stream)).filter(|s| !s.answered);
-        let (repeated, lost) = match named {
-            Some(named) if *repeat == Repeat::Recognised => {
-                (named.offsets.clone(), unseen.difference(&named.offsets).copied().collect())
-            }
-            _ => (BTreeSet::new(), unseen),
-        };
-        again.extend(repeated);
-        if !lost.is_empty() {
-            work.viewed.extend(&lost);
-            events.push(Event::ViewsInDoubt(stream.clone(), lost.into_iter().collect()));
-        }
-    }
-    again
 }
 
 /// Whether the tables hold this record exactly once, in its table or in quarantine.

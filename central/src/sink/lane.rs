@@ -137,13 +137,6 @@ impl LaneDriver {
                 let streams: BTreeSet<StreamName> =
                     hands.range(from, to).map(|r| r.headers.stream.clone()).collect();
                 let found = self.store.read_back(self.partition, from, to, &streams).await;
-                let found = match self.store.repeats(self.partition, (from, to), &streams).await {
-                    Ok(views) => {
-                        lane.mind_views(views);
-                        found
-                    }
-                    Err(error) => found.and(Err(error)),
-                };
                 lane.on_read_back(now(), found.map_err(|e| e.to_string()));
             }
             Step::Wait(_) | Step::Sleep(_) => {}
@@ -223,12 +216,6 @@ impl LaneDriver {
                     self.metrics.renamed.inc();
                     tracing::warn!(partition, from = %intent.from, to = %intent.to, generation = intent.generation,
                         "an insert was answered but is not all there: what is missing is sent under a new name");
-                }
-                Event::ViewsInDoubt(stream, offsets) => {
-                    self.metrics.view_doubts.with(&[stream.as_str()]).inc();
-                    let (first, last) = (offsets.first().copied(), offsets.last().copied());
-                    tracing::error!(partition, %stream, ?first, ?last,
-                        "rows are in their table, but it is not known whether every view on it has them: their insert is too long ago to be repeated");
                 }
                 Event::Halted(reason) => {
                     self.metrics.halted.with(&[&partition]).set(1.0);

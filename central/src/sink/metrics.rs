@@ -30,8 +30,6 @@ pub struct SinkMetrics {
     pub last_stored: Gauge,
     /// Tables that do not recognise a repeated insert, by kind.
     pub unsafe_tables: GaugeVec,
-    /// Ranges of which it is not known whether every view has them, by table.
-    pub view_doubts: CounterVec,
 }
 
 impl SinkMetrics {
@@ -89,11 +87,6 @@ impl SinkMetrics {
                 "tidegate_sink_unsafe_tables",
                 "Tables in which a repeated insert may double rows: targets of views, and tables of streams.",
                 &["kind"],
-            ),
-            view_doubts: registry.counter_vec(
-                "tidegate_sink_view_doubts_total",
-                "Ranges that are in their table, while nobody knows whether every view on it has them.",
-                &["table"],
             ),
         }
     }

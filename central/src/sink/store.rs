@@ -3,13 +3,13 @@
 use super::{
     ahead::Prepared,
     block::{self, Opened, Piece},
-    core::{Answer, Found, Repeat},
+    core::{Answer, Found},
     intent::Intent,
     limits::{INSERT_TIMEOUT, STATEMENT_TIMEOUT},
     metrics::SinkMetrics,
 };
 use crate::{
-    clickhouse::{ClickHouse, ClickhouseError, QUARANTINE, TableError, Tables, Views, quoted},
+    clickhouse::{ClickHouse, ClickhouseError, QUARANTINE, TableError, Tables, quoted},
     log::{Log, Offset, Partition, StoredRecord},
 };
 use bytes::Bytes;
@@ -227,25 +227,6 @@ impl Store {
             found.entry(Offset(offset)).or_default().quarantined = times;
         }
         Ok(found)
-    }
-
-    /// Which of these streams' tables have views, and what a repeat of the insert of a range would do there.
-    pub async fn repeats(
-        &self,
-        partition: Partition,
-        (from, to): (Offset, Offset),
-        streams: &BTreeSet<StreamName>,
-    ) -> Result<BTreeMap<StreamName, Repeat>, ClickhouseError> {
-        let views = Views::new(self.clickhouse.clone());
-        let mut repeats = BTreeMap::new();
-        for stream in views.streams_with_views().await? {
-            let Some(stream) = streams.iter().find(|s| s.as_str() == stream) else { continue };
-            let rows = format!("_partition = {partition} AND _offset >= {from} AND _offset < {to}");
-            let recognised = views.would_recognise(stream.as_str(), &rows).await?;
-            let repeat = if recognised { Repeat::Recognised } else { Repeat::Doubtful };
-            repeats.insert(stream.clone(), repeat);
-        }
-        Ok(repeats)
     }
 
     /// The largest offset of a partition in any table.

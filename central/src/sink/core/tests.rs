@@ -41,11 +41,6 @@ struct World {
     /// Times each offset stands in its table.
     rows: BTreeMap<Offset, u64>,
     tokens: BTreeSet<String>,
-    /// Times each offset stands in the view on its table, which every insert reaches, also a repeated one.
-    viewed: BTreeMap<Offset, u64>,
-    view_tokens: BTreeSet<String>,
-    /// Whether the tables have views.
-    views: Option<Repeat>,
     /// Inserts whose client has given up and that the server carries out later.
     late: Vec<(u64, Request)>,
     random: SeededRandom,
@@ -63,9 +58,6 @@ impl World {
             committed: None,
             rows: BTreeMap::new(),
             tokens: BTreeSet::new(),
-            viewed: BTreeMap::new(),
-            view_tokens: BTreeSet::new(),
-            views: None,
             late: Vec::new(),
             random: SeededRandom::new(seed),
             faults: true,
@@ -90,16 +82,6 @@ impl World {
     }
 
     fn apply(&mut self, request: &Request) {
-        self.apply_to_table(request);
-        if self.view_tokens.insert(format!("{} {}", request.table, request.token)) {
-            for offset in &request.offsets {
-                *self.viewed.entry(*offset).or_default() += 1;
-            }
-        }
-    }
-
-    /// The view behind the table fails, or the server ends between the two.
-    fn apply_to_table(&mut self, request: &Request) {
         if self.tokens.insert(format!("{} {}", request.table, request.token)) {
             for offset in &request.offsets {
                 *self.rows.entry(*offset).or_default() += 1;
@@ -123,8 +105,7 @@ impl World {
             self.apply(request);
             return Answer::Done;
         }
-        // With views the parts stay: a server that forgets a part but not its token would have it twice in a view.
-        match self.below(if self.views.is_some() { 5 } else { 6 }) {
+        match self.below(5) {
             0 => doubt(true),
             1 => {
                 self.apply(request);
@@ -138,10 +119,6 @@ impl World {
                 let at = self.now + self.below(PACE.quiet_ns);
                 self.late.push((at, request.clone()));
                 doubt(false)
-            }
-            4 => {
-                self.apply_to_table(request);
-                doubt(true)
             }
             // The server remembers the token, but the part is gone.
             _ => {
@@ -215,12 +192,7 @@ impl World {
                         Found { rows, first_seq: i.first_seq.0, last_seq: i.last_seq.0, quarantined: 0 },
                     )
                 });
-                let found = found.collect();
-                if let Some(repeat) = self.views {
-                    let streams = ["raw", "hot", "sums"].map(|s| StreamName::new(s).expect("valid"));
-                    lane.mind_views(streams.map(|s| (s, repeat)).into());
-                }
-                lane.on_read_back(self.now, unread(self).map_or(Ok(found), Err));
+                lane.on_read_back(self.now, unread(self).map_or(Ok(found.collect()), Err));
             }
             Step::Wait(until) => self.pass_time(until.unwrap_or(self.now + 20 * MS)),
             Step::Sleep(until) => self.pass_time(until),
@@ -236,72 +208,31 @@ impl World {
     }
 }
 
-/// Eighty records go in while everything fails, then in peace.
-fn run(seed: u64, views: Option<Repeat>) -> World {
-    let mut world = World::new(seed, 80);
-    world.views = views;
-    let mut lane = Lane::new("l", PACE);
-    for turn in 0..4_000 {
-        world.turn(&mut lane);
-        if world.fault(25) {
-            lane = Lane::new("l", PACE);
-        }
-        // The second half of the run is calm, so that it can end.
-        world.faults &= turn < 600;
-        let done = world.committed.as_ref().is_some_and(|c| c.offset > world.records[79].offset);
-        if done && !world.faults && world.late.is_empty() {
-            break;
-        }
-    }
-    world.assert_exactly_once(seed);
-    world
-}
-
 #[test]
 fn each_record_is_there_once_whatever_is_cut_off() {
     let mut renamed = 0;
     for seed in 0..1_500 {
-        let world = run(seed, None);
+        let mut world = World::new(seed, 80);
+        let mut lane = Lane::new("l", PACE);
+        for turn in 0..4_000 {
+            world.turn(&mut lane);
+            if world.fault(25) {
+                lane = Lane::new("l", PACE);
+            }
+            // The second half of the run is calm, so that it can end.
+            world.faults &= turn < 600;
+            let done = world.committed.as_ref().is_some_and(|c| c.offset > world.records[79].offset);
+            if done && !world.faults && world.late.is_empty() {
+                break;
+            }
+        }
+        world.assert_exactly_once(seed);
         let halted = world.events.iter().find(|e| matches!(e, Event::Halted(_)));
         assert_eq!(halted, None, "seed {seed}");
         renamed += world.events.iter().filter(|e| matches!(e, Event::Renamed(_))).count();
     }
     // The rarest path was walked, not only the easy ones.
     assert!(renamed > 100, "{renamed} renamed ranges");
-}
-
-#[test]
-fn views_have_each_record_once_though_they_fail_behind_their_table() {
-    let mut told = 0;
-    for seed in 0..1_500 {
-        let world = run(seed, Some(Repeat::Recognised));
-        // A view is never given up without a word, and none doubles.
-        let mut doubted = BTreeSet::new();
-        for event in &world.events {
-            match event {
-                Event::ViewsInDoubt(_, offsets) => doubted.extend(offsets.iter().copied()),
-                Event::Halted(reason) => panic!("seed {seed}: {reason}"),
-                _ => {}
-            }
-        }
-        for record in &world.records {
-            let times = world.viewed.get(&record.offset).copied().unwrap_or_default();
-            let right = times == 1 || (times == 0 && doubted.contains(&record.offset));
-            assert!(right, "seed {seed}: a view has offset {} {times} times", record.offset);
-        }
-        told += doubted.len();
-    }
-    assert_eq!(told, 0, "no range needed a new name, so each could be repeated");
-}
-
-#[test]
-fn a_repeat_that_might_double_is_not_made() {
-    let mut told = 0;
-    for seed in 0..200 {
-        let world = run(seed, Some(Repeat::Doubtful));
-        told += world.events.iter().filter(|e| matches!(e, Event::ViewsInDoubt(..))).count();
-    }
-    assert!(told > 100, "{told} ranges in doubt");
 }
 
 /// A calm world and a lane that has just stored an intent for records 0.. and is about to insert.
