@@ -346,6 +346,7 @@ impl Lane {
         self.failures = 0;
         self.position = committed.offset;
         self.next_read = committed.offset;
+        self.dry_at = None;
         self.state = match intent {
             None => State::Idle,
             Some(intent) => {

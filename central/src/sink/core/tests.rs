@@ -337,6 +337,23 @@ fn quarantined_records_count_as_stored() {
 }
 
 #[test]
+fn what_was_read_is_read_again_after_a_commit_in_doubt() {
+    let mut lane = Lane::new("l", PACE);
+    lane.on_start(0, Ok((None, None)));
+    let high = Offset(2);
+    assert_eq!(lane.step(0, high), Step::Read(Offset(0)));
+    lane.on_read(0, Ok(vec![item(0)]));
+    // The log ends in a gap, so there is nothing more.
+    assert_eq!(lane.step(0, high), Step::Read(Offset(1)));
+    lane.on_read(0, Ok(Vec::new()));
+    assert!(matches!(lane.step(0, high), Step::Commit(..)));
+    lane.on_commit(0, Err("another generation of the group".into()));
+    assert_eq!(lane.step(PACE.backoff_min_ns, high), Step::Start);
+    lane.on_start(PACE.backoff_min_ns, Ok((None, None)));
+    assert_eq!(lane.step(PACE.backoff_min_ns, high), Step::Read(Offset(0)), "the log need not grow for it");
+}
+
+#[test]
 fn small_batches_wait_for_each_other_and_the_first_does_not() {
     let mut lane = Lane::new("l", PACE);
     lane.on_start(0, Ok((None, None)));
