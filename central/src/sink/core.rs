@@ -11,10 +11,11 @@
 //!    same token, and read back again, since "already there" is an answer, not a proof;
 //! 7. what is still missing after a clear answer, or is missing in part, gets a new generation: its intent is committed
 //!    first, and it waits until no older insert can still be at work;
-//! 8. an ambiguous commit: everything is forgotten and read again; what is stored is the truth.
+//! 8. an ambiguous commit: everything is forgotten and read again; what is stored is the truth. So it is after the
+//!    process stood still between being sure of a range and sending it: others may have gone on meanwhile.
 //!
-//! Invariants: no insert without an acknowledged intent for exactly its range; a token names one set of records; the
-//! offset moves only past records that were answered for without doubt or seen in the tables.
+//! Invariants: no insert without an acknowledged intent for exactly its range, asked for a short while ago; a token names
+//! one set of records; the offset moves only past records that were answered for without doubt or seen in the tables.
 //!
 //! It never sees a block: an [`Item`] is what its headers say.
 
@@ -80,6 +81,8 @@ pub struct Pace {
     pub linger_ns: u64,
     /// See [`super::limits::QUIET`].
     pub quiet_ns: u64,
+    /// See [`super::limits::SURE`].
+    pub sure_ns: u64,
     /// First pause after a failure.
     pub backoff_min_ns: u64,
     /// Longest pause after a failure.
@@ -172,6 +175,8 @@ pub struct Lane {
     work: Option<Work>,
     /// When the last insert began.
     inserted_at: Option<u64>,
+    /// When the question was asked whose answer allows the next insert.
+    sure_since: u64,
     failures: u32,
     events: Vec<Event>,
 }
@@ -190,6 +195,7 @@ impl Lane {
             pending: VecDeque::new(),
             work: None,
             inserted_at: None,
+            sure_since: 0,
             failures: 0,
             events: Vec::new(),
         }
@@ -220,6 +226,19 @@ impl Lane {
                 self.state = *then;
             }
         }
+        if matches!(self.state, State::Insert(_)) && now > self.sure_since.saturating_add(self.pace.sure_ns) {
+            let reason = "the process stood still before an insert: what is stored is read again".to_owned();
+            self.events.push(Event::Doubted(reason));
+            self.state = State::Start;
+        }
+        let step = self.next_step(now, high);
+        if matches!(step, Step::Commit(..) | Step::ReadBack(..)) {
+            self.sure_since = now;
+        }
+        step
+    }
+
+    fn next_step(&mut self, now: u64, high: Offset) -> Step {
         match &self.state {
             State::Start | State::Pause(..) => Step::Start,
             State::Range | State::ReadBack | State::Intend(_) | State::Insert(_) => self.work_step(),

@@ -3,7 +3,7 @@
 use super::{
     ahead::Hands,
     core::{Event, Lane, Pace, Step},
-    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, QUIET},
+    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, QUIET, SURE},
     metrics::SinkMetrics,
     store::Store,
 };
@@ -44,6 +44,7 @@ impl SinkOptions {
             bytes_max: self.bytes_max.max(1),
             linger_ns: ns(self.linger),
             quiet_ns: ns(QUIET),
+            sure_ns: ns(SURE),
             backoff_min_ns: ns(BACKOFF_MIN),
             backoff_max_ns: ns(BACKOFF_MAX),
         }

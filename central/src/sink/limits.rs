@@ -10,6 +10,9 @@ pub const BLOCK_BYTES_MAX: usize = 128 << 20;
 pub const INSERT_TIMEOUT: Duration = Duration::from_secs(30);
 /// After an insert whose end is unknown, how long the server may still be at work on it: a new token must wait.
 pub const QUIET: Duration = Duration::from_secs(40);
+/// A lane inserts within this of asking for what allows it (the commit of the intent, a read-back). One that stood still for
+/// longer reads again what is stored: others may have stored the range, so long ago that its token is forgotten.
+pub const SURE: Duration = Duration::from_secs(60);
 /// How long a read-back or a change of a table may take.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a gateway's hello may wait for what the tables say.
@@ -22,5 +25,7 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub const DEDUPLICATION_WINDOW: u64 = 10_000;
 
 const _: () = assert!(QUIET.as_secs() > INSERT_TIMEOUT.as_secs());
+// A slow server is no reason to doubt: a read-back that was answered in time allows its insert.
+const _: () = assert!(SURE.as_secs() >= STATEMENT_TIMEOUT.as_secs());
 // The engine's own bounds, with room: 1,048,449 rows and 256 MiB.
 const _: () = assert!(BLOCK_ROWS_MAX + record::limits::BATCH_ROWS_MAX < 1_048_449);

@@ -8,6 +8,7 @@ const PACE: Pace = Pace {
     bytes_max: 10_000,
     linger_ns: 100 * MS,
     quiet_ns: 5_000 * MS,
+    sure_ns: 20_000 * MS,
     backoff_min_ns: 10 * MS,
     backoff_max_ns: 1_000 * MS,
 };
@@ -334,6 +335,13 @@ fn quarantined_records_count_as_stored() {
     let found = offsets.iter().map(|o| (*o, Found { quarantined: 1, ..Found::default() })).collect();
     lane.on_read_back(world.now, Ok(found));
     assert!(matches!(lane.step(world.now, Offset(0)), Step::Commit(to, _) if to > offsets[0]));
+}
+
+#[test]
+fn a_lane_that_stood_still_before_an_insert_reads_again_what_is_stored() {
+    let (world, mut lane, ..) = about_to_insert();
+    assert!(matches!(lane.step(world.now + PACE.sure_ns / 2, Offset(0)), Step::Insert(..)));
+    assert_eq!(lane.step(world.now + PACE.sure_ns + PACE.backoff_max_ns, Offset(0)), Step::Start);
 }
 
 #[test]
