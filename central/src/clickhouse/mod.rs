@@ -15,7 +15,7 @@ mod views;
 
 pub use error::ClickhouseError;
 pub use query::Reader;
-pub use tables::{QUARANTINE, TableError, Tables, quoted};
+pub use tables::{QUARANTINE, TableError, Tables, quoted, text_literal};
 pub use views::{Look, TableName, View, ViewSource, Views};
 
 use clickhouse::{Client, Compression, RowOwned, RowRead};

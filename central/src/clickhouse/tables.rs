@@ -137,7 +137,7 @@ impl Tables {
             self.clickhouse.execute(&make, STATEMENT_TIMEOUT).await?;
             let sql = format!(
                 "SELECT table, name, type FROM system.columns WHERE database = {}",
-                text(self.clickhouse.database())
+                text_literal(self.clickhouse.database())
             );
             let rows = self.clickhouse.rows::<(String, String, String)>(&sql, STATEMENT_TIMEOUT).await?;
             let mut tables: BTreeMap<String, Columns> = BTreeMap::new();
@@ -233,8 +233,8 @@ pub fn quoted(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
 }
 
-/// A text as ClickHouse reads it whatever it contains.
-pub(super) fn text(value: &str) -> String {
+/// A text as SQL has it.
+pub fn text_literal(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn names_and_texts_cannot_break_out() {
         assert_eq!(quoted("a`b\\c"), "`a\\`b\\\\c`");
-        assert_eq!(text("a'b\\c"), "'a\\'b\\\\c'");
+        assert_eq!(text_literal("a'b\\c"), "'a\\'b\\\\c'");
         assert!(
             create_stream_table("t", &[column("a", ColumnType::Bytes)])
                 .contains("`a` Nullable(String), gateway")

@@ -10,7 +10,7 @@
 
 use super::{
     ClickHouse, ClickhouseError, quoted,
-    tables::{QUARANTINE, text},
+    tables::{QUARANTINE, text_literal as text},
 };
 use crate::sink::limits::{DEDUPLICATION_WINDOW, STATEMENT_TIMEOUT};
 use async_trait::async_trait;

@@ -7,15 +7,17 @@
 //! 3. without one, records are gathered until rows, bytes or time trigger; the intent is committed;
 //! 4. the range is inserted, one block a table, under a token that names range and generation;
 //! 5. success: the offset is committed, with the next intent when there is one already;
-//! 6. doubt (an error, a time-out): pause, read back; what is there is there, what is missing is sent again under the
-//!    same token, and read back again, since "already there" is an answer, not a proof;
+//! 6. doubt (an error, a time-out): pause, read back; what is missing is sent again under the same token, and read back
+//!    again, since "already there" is an answer, not a proof. What is there but was never answered for is sent again,
+//!    too: it adds nothing to the table, and a view that failed behind it gets what it lacks;
 //! 7. what is still missing after a clear answer, or is missing in part, gets a new generation: its intent is committed
 //!    first, and it waits until no older insert can still be at work;
 //! 8. an ambiguous commit: everything is forgotten and read again; what is stored is the truth. So it is after the
 //!    process stood still between being sure of a range and sending it: others may have gone on meanwhile.
 //!
 //! Invariants: no insert without an acknowledged intent for exactly its range, asked for a short while ago; a token names
-//! one set of records; the offset moves only past records that were answered for without doubt or seen in the tables.
+//! one set of records, and is used again only while the table remembers it for certain; the offset moves only past
+//! records that were answered for without doubt or seen in the tables.
 //!
 //! It never sees a block: an [`Item`] is what its headers say.
 
@@ -54,6 +56,8 @@ pub struct Found {
     pub last_seq: u64,
     /// How often it stands in the table of quarantined blocks.
     pub quarantined: u64,
+    /// Inserts into the stream's table since, at most.
+    pub newer: u64,
 }
 
 /// How the inserts into one table ended.
@@ -83,6 +87,8 @@ pub struct Pace {
     pub quiet_ns: u64,
     /// See [`super::limits::SURE`].
     pub sure_ns: u64,
+    /// A token is remembered for certain while the table took fewer inserts since.
+    pub tokens: u64,
     /// First pause after a failure.
     pub backoff_min_ns: u64,
     /// Longest pause after a failure.
@@ -119,6 +125,8 @@ pub enum Event {
     Doubted(String),
     /// A range got a new generation.
     Renamed(Intent),
+    /// A range is in its tables, but nobody can tell whether the views on them have it.
+    ViewsUnsure(Intent),
     /// What is stored contradicts itself; the lane looks again, and needs a person.
     Halted(String),
 }
@@ -506,17 +514,22 @@ impl Lane {
                 return self.halted(now, reason, State::ReadBack);
             }
         }
-        let offsets: Vec<Offset> = missing.values().flatten().copied().collect();
-        if offsets.is_empty() {
-            self.state = State::Settled(work.intent.to);
-            return;
-        }
         // The same name again only for exactly what it named, and only while nobody has answered for it.
         let same_name = work.sent.as_ref().is_some_and(|sent| {
             missing.iter().all(|(stream, m)| sent.get(stream).is_some_and(|s| s.offsets == *m && !s.answered))
         });
+        let offsets: Vec<Offset> = missing.into_values().flatten().collect();
+        let (mut again, unsure) = unanswered(work, &found, self.pace.tokens);
         if same_name {
-            self.state = State::Insert(offsets);
+            again.extend(&offsets);
+        }
+        if !again.is_empty() {
+            self.state = State::Insert(again);
+        } else if offsets.is_empty() {
+            if unsure {
+                self.events.push(Event::ViewsUnsure(work.intent.clone()));
+            }
+            self.state = State::Settled(work.intent.to);
         } else if now < work.quiet_until {
             self.state = State::Pause(work.quiet_until, Box::new(State::ReadBack));
         } else {
@@ -538,6 +551,27 @@ impl Lane {
         self.events.push(Event::Halted(reason));
         self.state = State::Pause(now + self.pace.backoff_max_ns, Box::new(then));
     }
+}
+
+/// Records that are there though nobody has answered for their insert: those of tables that remember its token for
+/// certain, and whether there are others.
+fn unanswered(work: &Work, found: &BTreeMap<Offset, Found>, tokens: u64) -> (Vec<Offset>, bool) {
+    let Some(sent) = &work.sent else { return (Vec::new(), true) };
+    let (mut again, mut unsure) = (Vec::new(), false);
+    for table in sent.values().filter(|s| !s.answered) {
+        let there = table.offsets.iter().filter_map(|o| found.get(o)).filter(|f| f.rows > 0);
+        // Nothing of it is there, or it is missing in part and gets another name.
+        if there.clone().count() == 0 {
+            continue;
+        }
+        let whole = table.offsets.iter().all(|o| found.get(o).is_some_and(|f| *f != Found::default()));
+        if whole && there.clone().all(|f| f.newer < tokens) {
+            again.extend(&table.offsets);
+        } else {
+            unsure = true;
+        }
+    }
+    (again, unsure)
 }
 
 /// Whether the tables hold this record exactly once, in its table or in quarantine.

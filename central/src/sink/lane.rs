@@ -3,7 +3,7 @@
 use super::{
     ahead::Hands,
     core::{Event, Lane, Pace, Step},
-    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, QUIET, SURE},
+    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, QUIET, SURE, TOKENS_SURE},
     metrics::SinkMetrics,
     store::Store,
 };
@@ -45,6 +45,7 @@ impl SinkOptions {
             linger_ns: ns(self.linger),
             quiet_ns: ns(QUIET),
             sure_ns: ns(SURE),
+            tokens: TOKENS_SURE,
             backoff_min_ns: ns(BACKOFF_MIN),
             backoff_max_ns: ns(BACKOFF_MAX),
         }
@@ -217,6 +218,11 @@ impl LaneDriver {
                     self.metrics.renamed.inc();
                     tracing::warn!(partition, from = %intent.from, to = %intent.to, generation = intent.generation,
                         "an insert was answered but is not all there: what is missing is sent under a new name");
+                }
+                Event::ViewsUnsure(intent) => {
+                    self.metrics.views_unsure.inc();
+                    tracing::warn!(partition, from = %intent.from, to = %intent.to,
+                        "the rows are in their tables, but a materialized view on them may lack these: its insert was never answered and is too old to be repeated");
                 }
                 Event::Halted(reason) => {
                     self.metrics.halted.with(&[&partition]).set(1.0);

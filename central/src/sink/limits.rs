@@ -23,6 +23,9 @@ pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Blocks that a table remembers tokens of; every insert of every lane takes one.
 pub const DEDUPLICATION_WINDOW: u64 = 10_000;
+/// A token is used again only while fewer inserts came since: the other half of the window is for what all lanes insert
+/// while that insert is on its way, for [`SURE`] and [`QUIET`] at most.
+pub const TOKENS_SURE: u64 = DEDUPLICATION_WINDOW / 2;
 
 const _: () = assert!(QUIET.as_secs() > INSERT_TIMEOUT.as_secs());
 // A slow server is no reason to doubt: a read-back that was answered in time allows its insert.

@@ -16,6 +16,8 @@ pub struct SinkMetrics {
     pub read_backs: Counter,
     /// Ranges that needed a new name.
     pub renamed: Counter,
+    /// Ranges that views may lack.
+    pub views_unsure: Counter,
     /// Blocks put into quarantine.
     pub quarantined: Counter,
     /// Seconds of one insert.
@@ -54,6 +56,10 @@ impl SinkMetrics {
             renamed: registry.counter(
                 "tidegate_sink_renamed_ranges_total",
                 "Ranges inserted in part under a new token, because an insert was answered but not there.",
+            ),
+            views_unsure: registry.counter(
+                "tidegate_sink_views_unsure_ranges_total",
+                "Ranges that are in their tables, but that a materialized view may lack.",
             ),
             quarantined: registry.counter(
                 "tidegate_sink_quarantined_blocks_total",

@@ -9,7 +9,7 @@ use super::{
     metrics::SinkMetrics,
 };
 use crate::{
-    clickhouse::{ClickHouse, ClickhouseError, QUARANTINE, TableError, Tables, quoted},
+    clickhouse::{ClickHouse, ClickhouseError, QUARANTINE, TableError, Tables, quoted, text_literal},
     log::{Log, Offset, Partition, StoredRecord},
 };
 use bytes::Bytes;
@@ -210,14 +210,22 @@ impl Store {
         let mut found: BTreeMap<Offset, Found> = BTreeMap::new();
         for stream in streams {
             let table = self.named(stream.as_str());
-            let sql = format!(
-                "SELECT _offset, count(), min(seq), max(seq) FROM {table} WHERE {range} GROUP BY _offset"
+            // Each insert takes a number, of which the parts that it became tell the lowest.
+            let number = "toInt64OrZero(splitByChar('_', toString(_part))[2])";
+            let newest = format!(
+                "SELECT max(max_block_number) FROM system.parts WHERE active AND database = {} AND table = {}",
+                text_literal(self.clickhouse.database()),
+                text_literal(stream.as_str())
             );
-            for (offset, rows, first_seq, last_seq) in none_without_table(
-                self.clickhouse.rows::<(u64, u64, u64, u64)>(&sql, STATEMENT_TIMEOUT).await,
+            let sql = format!(
+                "SELECT _offset, count(), min(seq), max(seq), ifNull(toUInt64(greatest(({newest}) - min({number}), 0)), 0) \
+                 FROM {table} WHERE {range} GROUP BY _offset"
+            );
+            for (offset, rows, first_seq, last_seq, newer) in none_without_table(
+                self.clickhouse.rows::<(u64, u64, u64, u64, u64)>(&sql, STATEMENT_TIMEOUT).await,
             )? {
                 let entry = found.entry(Offset(offset)).or_default();
-                *entry = Found { rows, first_seq, last_seq, ..*entry };
+                *entry = Found { rows, first_seq, last_seq, newer, ..*entry };
             }
         }
         let sql =

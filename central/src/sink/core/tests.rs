@@ -9,6 +9,7 @@ const PACE: Pace = Pace {
     linger_ns: 100 * MS,
     quiet_ns: 5_000 * MS,
     sure_ns: 20_000 * MS,
+    tokens: 5,
     backoff_min_ns: 10 * MS,
     backoff_max_ns: 1_000 * MS,
 };
@@ -190,7 +191,7 @@ impl World {
                     let rows = times * u64::from(i.rows);
                     (
                         *offset,
-                        Found { rows, first_seq: i.first_seq.0, last_seq: i.last_seq.0, quarantined: 0 },
+                        Found { rows, first_seq: i.first_seq.0, last_seq: i.last_seq.0, ..Found::default() },
                     )
                 });
                 lane.on_read_back(self.now, unread(self).map_or(Ok(found.collect()), Err));
@@ -335,6 +336,44 @@ fn quarantined_records_count_as_stored() {
     let found = offsets.iter().map(|o| (*o, Found { quarantined: 1, ..Found::default() })).collect();
     lane.on_read_back(world.now, Ok(found));
     assert!(matches!(lane.step(world.now, Offset(0)), Step::Commit(to, _) if to > offsets[0]));
+}
+
+/// A lane in doubt about a range whose rows are all there, and what the tables hold of it.
+fn all_there_and_unanswered(newer: u64) -> (Lane, u64, Vec<Offset>, BTreeMap<Offset, Found>) {
+    let (world, mut lane, _, offsets) = about_to_insert();
+    let tables: BTreeSet<StreamName> = offsets.iter().map(|o| item(o.0).stream).collect();
+    let doubt = Answer::Doubt { ended: true, reason: "the view failed".into() };
+    lane.on_insert(world.now, tables.into_iter().map(|t| (t, doubt.clone())).collect());
+    let found = |o: &Offset| {
+        let i = item(o.0);
+        let (rows, first_seq, last_seq) = (u64::from(i.rows), i.first_seq.0, i.last_seq.0);
+        (*o, Found { rows, first_seq, last_seq, newer, ..Found::default() })
+    };
+    let found = offsets.iter().map(found).collect();
+    (lane, world.now + PACE.backoff_max_ns, offsets, found)
+}
+
+#[test]
+fn what_is_there_is_sent_again_for_its_views_until_it_is_answered() {
+    let (mut lane, now, offsets, found) = all_there_and_unanswered(PACE.tokens - 1);
+    assert!(matches!(lane.step(now, Offset(0)), Step::ReadBack(..)));
+    lane.on_read_back(now, Ok(found.clone()));
+    let Step::Insert(intent, again) = lane.step(now, Offset(0)) else { panic!("an insert") };
+    assert_eq!((intent.generation, again.iter().collect::<BTreeSet<_>>()), (0, offsets.iter().collect()));
+    let tables: BTreeSet<StreamName> = offsets.iter().map(|o| item(o.0).stream).collect();
+    lane.on_insert(now, tables.into_iter().map(|t| (t, Answer::Done)).collect());
+    assert!(matches!(lane.step(now, Offset(0)), Step::ReadBack(..)), "the answer is no proof");
+    lane.on_read_back(now, Ok(found));
+    assert!(matches!(lane.step(now, Offset(0)), Step::Commit(to, _) if to == intent.to));
+}
+
+#[test]
+fn a_token_that_may_be_forgotten_is_not_used_again() {
+    let (mut lane, now, _, found) = all_there_and_unanswered(PACE.tokens);
+    assert!(matches!(lane.step(now, Offset(0)), Step::ReadBack(..)));
+    lane.on_read_back(now, Ok(found));
+    assert!(matches!(lane.step(now, Offset(0)), Step::Commit(..)), "the rows are there: it goes on");
+    assert!(lane.take_events().iter().any(|e| matches!(e, Event::ViewsUnsure(_))), "and says so");
 }
 
 #[test]
