@@ -93,7 +93,7 @@ async fn sums_are_exact_whatever_is_killed() {
     })
     .await;
     let metrics = life.registry.render();
-    assert!(!metrics.contains("tidegate_sink_view_doubts_total{"), "{metrics}");
+    assert!(metrics.contains("tidegate_sink_views_unsure_ranges_total 0"), "{metrics}");
     life.end().await;
 }
 
