@@ -176,16 +176,14 @@ pub async fn run(
     let ruler = start_rules(&base, &source, &mut tasks).await?;
     start_link(&base, gate, &mut tasks).await?;
     start_pages(&base, source, auditor, ruler, &mut tasks).await?;
-    // First of all others may take over what is here, and gateways leave; then the stages end.
-    let log = base.log.clone();
-    let stopping = async move {
-        let why = stop.await;
+    // While the stages end, others take over already what is owned here.
+    let (log, token) = (base.log.clone(), tasks.token());
+    tasks.spawn("letting go", async move {
+        token.cancelled().await;
         let_go(&*log).await;
-        why
-    };
-    let exit = tasks.run(stopping, STOP_DEADLINE).await;
-    let_go(&*base.log).await;
-    Ok(exit)
+        Ok(())
+    });
+    Ok(tasks.run(stop, STOP_DEADLINE).await)
 }
 
 async fn let_go(log: &dyn Log) {

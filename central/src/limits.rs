@@ -30,7 +30,7 @@ pub const GROUP_BYTES: usize = 8 << 20;
 pub const CONNECTIONS_MAX: i64 = 1 << 20;
 /// How often the extent of the log is asked for the metrics.
 pub const LOG_STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a process that ends may take to let go of what it owns, before its stages are asked to stop.
+/// How long a process that ends may take to let go of what it owns, so that others need not wait until it is missed.
 pub const LET_GO_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a gateway waits where it knocks while its shard is nobody's.
 pub const SHARD_WAIT: Duration = Duration::from_secs(3);

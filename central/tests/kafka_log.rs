@@ -180,6 +180,9 @@ async fn groups_are_atomic_owners_are_fenced_and_offsets_are_leased() {
     zombie.close().await;
     owns_shards(&a, 2).await;
     println!("shards moved {:?} after a clean end", began.elapsed());
+    let began = Instant::now();
+    a.claim(moved).await.expect("claims");
+    println!("one of them was claimed within {:?}", began.elapsed());
     assert!(matches!(a.read("test", Partition(99), Offset(0), 1).await, Err(ReadError::NoPartition(_))));
     a.close().await;
 }

@@ -178,6 +178,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// SIGTERM, without waiting for its end.
+    pub fn ask_node_to_stop(&mut self, name: &str) -> anyhow::Result<()> {
+        self.signal(name, Signal::TERM)
+    }
+
     /// SIGSTOP: the process is there, and silent.
     pub fn pause_node(&mut self, name: &str) -> anyhow::Result<()> {
         self.signal(name, Signal::STOP)

@@ -29,6 +29,7 @@ pub struct LinkMetrics {
     pub(super) commit_seconds: Histogram,
     pub(super) claim_failures: Counter,
     pub(super) redirected: Counter,
+    pub(super) shards: Gauge,
     pub(super) last_batch_ns: Arc<AtomicI64>,
 }
 
@@ -92,6 +93,7 @@ impl LinkMetrics {
                 "tidegate_link_redirects_total",
                 "Gateways that were sent to the process that owns their shard.",
             ),
+            shards: registry.gauge("tidegate_link_shards", "Shards whose gateways are committed here."),
             last_batch_ns,
         }
     }

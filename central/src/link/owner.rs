@@ -111,7 +111,9 @@ async fn own(
                 let (inputs, taken) = mpsc::channel(COMMITTER_INPUTS);
                 let committer = Committer::new(shard, parts.clone(), config, taken, stored);
                 routes.put(shard, inputs);
+                parts.metrics.shards.inc();
                 let ended = committer.run(stop.child_token()).await;
+                parts.metrics.shards.dec();
                 routes.take(shard);
                 match ended {
                     Ended::Asked => return Ok(()),
