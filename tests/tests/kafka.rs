@@ -17,7 +17,12 @@ const EVENTS: usize = 6_000;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 fn options(kafka: &Kafka) -> Options {
-    Options { log: kafka.central_log(), ..simple::options() }
+    // A server that exists, or central's own.
+    let server = std::env::var("TIDEGATE_TEST_CLICKHOUSE_URL").map(|url| {
+        let database = std::process::id();
+        format!("url = {url:?}\ndatabase = \"t{database}\"")
+    });
+    Options { log: kafka.central_log(), clickhouse: server.unwrap_or_default(), ..simple::options() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
