@@ -20,6 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("tidegate-clickhouse", &["daemon"]),
     ("tidegate-module-compiler", &["udf-host"]),
     ("tidegate", &["record", "journal", "link", "module-build"]),
+    ("tidegate-sim", &["record", "link", "tidegate-central"]),
     ("tidegate-tests", &["record", "link"]),
     ("xtask", &[]),
 ];

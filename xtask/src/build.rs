@@ -73,6 +73,13 @@ pub(crate) fn crash_sim(args: &[String]) -> anyhow::Result<()> {
     become_program(command.args(args))
 }
 
+/// The simulation of the whole system, optimised.
+pub(crate) fn sim(args: &[String]) -> anyhow::Result<()> {
+    let workspace = Workspace::get()?;
+    run(&mut workspace.cargo(&["build", "--release", "--package", "tidegate-sim", "--bin", "sim"]))?;
+    become_program(std::process::Command::new(workspace.target.join("release").join("sim")).args(args))
+}
+
 /// The gateway for devices.
 pub(crate) fn release_gateway() -> anyhow::Result<()> {
     let workspace = Workspace::get()?;

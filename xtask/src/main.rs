@@ -26,6 +26,9 @@ usage: cargo xtask COMMAND
                               ours, a real Kafka and ClickHouse, killed, stopped and cut off from each other
   crash-sim [--seeds N] [--seed S] [--steps N] [--json]
                               the journal on a simulated disk that crashes; --seed alone repeats one run
+  sim [--seeds N] [--from S] [--json] | --seed N [--trace] | --mutants [--json]
+                              the whole system in one simulated process; --mutants: mistakes made on purpose, and how many
+                              seeds it takes to find each
   kafka start|run|stop|status [--dir DIR] [--set KEY=VALUE]... [--json]
                               a real Apache Kafka on loopback, one node; its folder keeps data and ports;
                               start leaves it behind, run becomes it
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         "demo" => build::program_of_tests("demo", rest),
         "chaos" => build::program_of_tests("chaos", rest),
         "crash-sim" => build::crash_sim(rest),
+        "sim" => build::sim(rest),
         "kafka" => kafka::kafka(rest),
         "bench" => bench::bench(rest),
         "release-gateway" => build::release_gateway(),
