@@ -16,7 +16,8 @@
 //! | of an incarnation that was replaced, or of a folder older than what is stored | quarantined |
 //! | follows | accepted |
 //!
-//! A gateway has one session; a newer one ends the older. It never decodes a block.
+//! A gateway has one session; a newer one ends the older. A session is acknowledged only for what it sent itself: the one
+//! before it may have been that of another folder, with other rows under the same seqs. It never decodes a block.
 
 use crate::{
     limits::{RECENT_BLOCKS, RETIRED_MAX},
@@ -166,6 +167,25 @@ struct Session {
     id: SessionId,
     incarnation: Incarnation,
     refused: Vec<StreamName>,
+    /// How far it has sent each stream, as far as it was the same as what is stored or will be.
+    sent: BTreeMap<StreamName, Seq>,
+}
+
+impl Session {
+    fn new(id: SessionId, incarnation: Incarnation) -> Self {
+        Self { id, incarnation, refused: Vec::new(), sent: BTreeMap::new() }
+    }
+
+    fn sends(&mut self, stream: &StreamName, last: Seq) {
+        let sent = self.sent.entry(stream.clone()).or_default();
+        *sent = last.max(*sent);
+    }
+
+    /// What it may hear of a stream that is stored up to here.
+    fn ack(&self, stream: &StreamName, stored: &Head) -> Option<Ack> {
+        let sent = self.sent.get(stream).filter(|_| stored.incarnation == self.incarnation)?;
+        Some(Ack { stream: stream.clone(), last: stored.last.min(*sent) })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -233,7 +253,7 @@ impl Receiver {
             gateway.streams.entry(s.stream.clone()).or_default();
         }
         out.push(Output::Send(id, ToGateway::Welcome(gateway.welcome(hello.incarnation))));
-        gateway.session = Some(Session { id, incarnation: hello.incarnation, refused: Vec::new() });
+        gateway.session = Some(Session::new(id, hello.incarnation));
 
         let strange = hello.streams.iter().filter_map(|s| {
             let stored = gateway.streams.get(&s.stream)?.accepted.as_ref()?;
@@ -283,17 +303,12 @@ impl Receiver {
                     out.push(Output::Reborn(name.clone(), key.clone(), head.incarnation));
                 }
                 stream.remember(batch.header.first, &head);
+                self.sends(&name, &key, head.last);
                 self.pending.heads.insert((name.clone(), key), head);
                 self.pending.bytes += batch.bytes.len();
                 self.pending.records.push(Accepted { gateway: name, batch, at_ns });
             }
-            Verdict::Again => {
-                // What is accepted and not yet committed is acknowledged with its commit.
-                let stored = stream.committed.as_ref().filter(|c| c.incarnation == incarnation);
-                if let Some(last) = stored.map(|c| c.last).filter(|l| *l >= batch.header.last) {
-                    out.push(Output::Send(id, ToGateway::Acks(vec![Ack { stream: key, last }])));
-                }
-            }
+            Verdict::Again => out.extend(self.again(id, &name, &key, batch.header.last)),
             Verdict::Gap(expected) => {
                 let message = format!("the block begins at seq {}", batch.header.first);
                 self.refuse(
@@ -333,11 +348,7 @@ impl Receiver {
             _ => Head::new(incarnation),
         };
         if lost.last <= head.last {
-            let stored = stream.committed.as_ref().filter(|c| c.incarnation == incarnation);
-            if let Some(last) = stored.map(|c| c.last).filter(|l| *l >= lost.last) {
-                let ack = Ack { stream: lost.stream.clone(), last };
-                out.push(Output::Send(id, ToGateway::Acks(vec![ack])));
-            }
+            out.extend(self.again(id, &name, &lost.stream, lost.last));
         } else if lost.first > head.next_seq() {
             let message = format!("the lost rows begin at seq {}", lost.first);
             let (code, expected) = (RefuseCode::Gap, head.next_seq());
@@ -346,6 +357,7 @@ impl Receiver {
             head.lost += lost.last.0 - head.last.0;
             (head.last, head.hash) = (lost.last, lost.hash);
             stream.remember(lost.first, &head);
+            self.sends(&name, &lost.stream, head.last);
             self.pending.heads.insert((name, lost.stream.clone()), head);
         }
         out
@@ -426,12 +438,36 @@ impl Receiver {
         let mut acks: BTreeMap<SessionId, Vec<Ack>> = BTreeMap::new();
         for (name, key, head) in std::mem::take(&mut self.committing) {
             let Some(gateway) = self.gateways.get_mut(&name) else { continue };
-            if let Some(s) = gateway.session.as_ref().filter(|s| s.incarnation == head.incarnation) {
-                acks.entry(s.id).or_default().push(Ack { stream: key.clone(), last: head.last });
+            let ack = gateway.session.as_ref().and_then(|s| Some((s.id, s.ack(&key, &head)?)));
+            if let Some((id, ack)) = ack {
+                acks.entry(id).or_default().push(ack);
             }
             gateway.streams.entry(key).or_default().committed = Some(head);
         }
         acks.into_iter().map(|(id, acks)| Output::Send(id, ToGateway::Acks(acks))).collect()
+    }
+
+    /// The gateway's session has sent a stream up to here.
+    fn sends(&mut self, gateway: &GatewayId, stream: &StreamName, last: Seq) {
+        if let Some(session) = self.gateways.get_mut(gateway).and_then(|g| g.session.as_mut()) {
+            session.sends(stream, last);
+        }
+    }
+
+    /// The gateway's session has sent again what is known up to here: acknowledged, or, when it is not yet committed, with
+    /// its commit.
+    fn again(
+        &mut self,
+        id: SessionId,
+        gateway: &GatewayId,
+        stream: &StreamName,
+        last: Seq,
+    ) -> Option<Output> {
+        self.sends(gateway, stream, last);
+        let gateway = self.gateways.get(gateway)?;
+        let stored = gateway.streams.get(stream)?.committed.as_ref().filter(|c| c.last >= last)?;
+        let ack = gateway.session.as_ref()?.ack(stream, stored)?;
+        Some(Output::Send(id, ToGateway::Acks(vec![ack])))
     }
 
     /// The gateway and incarnation of a session, when the stream is taken from it.

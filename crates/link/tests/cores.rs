@@ -139,6 +139,22 @@ fn a_repeat_of_what_is_not_yet_stored_waits_for_the_commit() {
     assert!(matches!(out[..], [Output::Send(S2, _)]), "the new session is told");
 }
 
+/// The session before may have been that of a clone.
+#[test]
+fn a_session_is_acknowledged_only_for_what_it_sent() {
+    let (mut r, _, mut ours) = stored();
+    let mut twin = Chain { stream: ours.stream.clone(), life: ours.life, last: ours.last, hash: ours.hash };
+    r.batch(S1, ours.block(5, 1), 0);
+    r.batch(S1, ours.block(5, 2), 0);
+    let (theirs, _) = (twin.block(5, 3), twin.block(6, 4));
+    r.hello(S2, &twin.hello(), vec![], 0);
+    let (records, out) = commit(&mut r);
+    assert_eq!((records, acked(&out)), (2, vec![]), "what the older session sent may be other rows");
+    let out = r.batch(S2, theirs, 0);
+    assert_eq!(refused(&out).map(|r| r.code), Some(RefuseCode::Quarantined));
+    assert_eq!(acked(&out), [0; 0]);
+}
+
 #[test]
 fn a_gap_is_refused_with_the_seq_expected() {
     let (mut r, _, mut chain) = stored();
