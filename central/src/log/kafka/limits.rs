@@ -57,10 +57,12 @@ pub(super) const QUARANTINE_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// A broker that was away is tried again after so long at most; the library's own 10 s are added to every outage.
 pub(super) const RECONNECT_MAX: Duration = Duration::from_secs(1);
-/// A topic that was made is known to all brokers after a while: how long until they are asked again.
-pub(super) const NEW_TOPIC: Duration = Duration::from_millis(250);
+/// From one ask to the next, when the answer may be another one in a moment.
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How often it is asked: a broker that has just started answers some questions long before others.
 pub(super) const START_ASKS: u32 = 8;
+/// How long a start waits for brokers that are away or busy.
+pub(super) const START_PATIENCE: Duration = Duration::from_secs(120);
 /// Processes that begin together fence each other; one of them gets through.
 pub(super) const IDENTITY_TRIES: u32 = 40;
 /// How long what nobody could read is kept in quarantine, at least.

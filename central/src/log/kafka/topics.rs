@@ -3,8 +3,8 @@
 use super::{
     KafkaOptions, blocking,
     limits::{
-        BROKER_MESSAGE_BYTES, MESSAGE_BYTES_MAX, NEW_TOPIC, QUARANTINE_RETENTION, START_ASKS, START_TIMEOUT,
-        ms,
+        ASK_AGAIN, BROKER_MESSAGE_BYTES, MESSAGE_BYTES_MAX, QUARANTINE_RETENTION, START_ASKS, START_PATIENCE,
+        START_TIMEOUT, ms,
     },
 };
 use rdkafka::{
@@ -18,7 +18,7 @@ use rdkafka::{
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// One topic.
@@ -109,32 +109,31 @@ pub(super) async fn ensure(options: &KafkaOptions) -> Result<(), String> {
     let ask = AdminOptions::new().request_timeout(Some(START_TIMEOUT)).operation_timeout(Some(START_TIMEOUT));
     let topics = all(options);
     let news: Vec<NewTopic<'_>> = topics.iter().map(|t| new(t, options.replication)).collect();
-    let made = patiently("topics cannot be made", || admin.create_topics(&news, &ask)).await?;
-    for result in made {
-        match result {
-            Ok(name) => tracing::info!(topic = name, "a topic was made"),
-            // One that the broker did not finish in time is looked at below, and so is one of an earlier ask.
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::RequestTimedOut)) => {}
-            Err((name, code)) => return Err(format!("topic {name} cannot be made: {code}")),
-        }
-    }
     let names: Vec<ResourceSpecifier<'_>> =
         topics.iter().map(|t| ResourceSpecifier::Topic(&t.name)).collect();
-    let mut asks = 1;
+    let deadline = Instant::now() + START_PATIENCE;
     let wrong = loop {
+        for made in patiently("topics cannot be made", || admin.create_topics(&news, &ask)).await? {
+            match made {
+                Ok(name) => tracing::info!(topic = name, "a topic was made"),
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                // One that the broker did not finish in time is looked at below.
+                Err((_, code)) if is_passing(code) => {}
+                Err((name, code)) => return Err(format!("topic {name} cannot be made: {code}")),
+            }
+        }
         let described =
             patiently("topics cannot be described", || admin.describe_configs(&names, &ask)).await?;
         if let Some(wrong) = judge_all(&topics, described, &admin, options)? {
             break wrong;
         }
-        if asks == START_ASKS {
+        if Instant::now() > deadline {
             return Err(format!(
                 "the topics {}.* were made, but the brokers do not know them",
                 options.prefix
             ));
         }
-        asks += 1;
-        tokio::time::sleep(NEW_TOPIC).await;
+        tokio::time::sleep(ASK_AGAIN).await;
     };
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
 }
@@ -151,10 +150,11 @@ fn judge_all(
         let resource = match answer {
             Ok(resource) => resource,
             Err(RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
+            Err(code) if is_passing(code) => return Ok(None),
             Err(code) => return Err(format!("topic {} cannot be described: {code}", topic.name)),
         };
         let known = resource.get("cleanup.policy").is_some_and(|entry| entry.value.is_some());
-        let copies = copies(topic, admin)?;
+        let copies = copies(topic, admin);
         if !known || copies.is_empty() {
             return Ok(None);
         }
@@ -184,22 +184,45 @@ pub(super) async fn ensure_events(options: &KafkaOptions, name: &str) -> Result<
     Ok(())
 }
 
-/// Asks again while the answer does not come in time; what is asked may be done twice.
+/// Asks again while the brokers are away or busy, as long as a start may wait; what is asked may be done twice.
 async fn patiently<T, F>(what: &str, ask: impl Fn() -> F) -> Result<T, String>
 where
     F: Future<Output = KafkaResult<T>>,
 {
-    let mut asks = 1;
+    let deadline = Instant::now() + START_PATIENCE;
+    let mut told = false;
     loop {
-        match ask().await {
+        let error = match ask().await {
             Ok(answer) => return Ok(answer),
-            Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)) if asks < START_ASKS => {
-                tracing::warn!(asks, "the brokers do not answer yet; they are asked again");
-                asks += 1;
-            }
-            Err(error) => return Err(format!("{what}: {error}")),
+            Err(error) => error,
+        };
+        let passing = matches!(&error, KafkaError::AdminOp(code) if is_passing(*code));
+        if !passing || Instant::now() > deadline {
+            return Err(format!("{what}: {error}"));
         }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(%error, "the brokers do not answer yet; they are asked again");
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
     }
+}
+
+/// Whether the answer may be another one in a moment: a broker or a connection was lost, or nobody has had the time.
+fn is_passing(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{
+        AllBrokersDown, BrokerNotAvailable, BrokerTransportFailure, NetworkException, NotController,
+        OperationTimedOut, RequestTimedOut,
+    };
+    matches!(
+        code,
+        AllBrokersDown
+            | BrokerNotAvailable
+            | BrokerTransportFailure
+            | NetworkException
+            | NotController
+            | OperationTimedOut
+            | RequestTimedOut
+    )
 }
 
 fn new(topic: &Topic, replication: i32) -> NewTopic<'_> {
@@ -246,11 +269,10 @@ fn judge(topic: &Topic, found: &ConfigResource, options: &KafkaOptions) -> Vec<S
 }
 
 /// The copies of each partition; none while the partitions are not known.
-fn copies(topic: &Topic, admin: &AdminClient<DefaultClientContext>) -> Result<Vec<usize>, String> {
-    let there = admin.inner().fetch_metadata(Some(&topic.name), START_TIMEOUT);
-    let there = there.map_err(|e| format!("topic {} cannot be described: {e}", topic.name))?;
+fn copies(topic: &Topic, admin: &AdminClient<DefaultClientContext>) -> Vec<usize> {
+    let Ok(there) = admin.inner().fetch_metadata(Some(&topic.name), START_TIMEOUT) else { return Vec::new() };
     let partitions = there.topics().first().map_or(&[][..], |t| t.partitions());
-    Ok(partitions.iter().map(|p| p.replicas().len()).collect())
+    partitions.iter().map(|p| p.replicas().len()).collect()
 }
 
 /// What in a topic's partitions breaks it: their number, and their copies.
