@@ -44,6 +44,8 @@ pub(super) const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const QUARANTINED_BYTES_MAX: usize = BLOCK_BYTES_MAX;
 /// Bytes of a record's own headers that are kept with it.
 pub(super) const QUARANTINED_HEADERS_BYTES_MAX: usize = 16 << 10;
+/// Places in quarantine that are remembered of a partition.
+pub(super) const QUARANTINED_PLACES_MAX: usize = 1 << 16;
 /// Bytes of a foreign name or value that are quoted where something is said of it.
 pub(super) const QUOTED_BYTES_MAX: usize = 64;
 /// How often the age of what is not stored is measured, and how long that may take.

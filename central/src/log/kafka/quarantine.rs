@@ -11,7 +11,7 @@ use super::{
     headers::{Poison, short},
     limits::{
         ASK_TIMEOUT, MESSAGE_BYTES_MAX, QUARANTINE_TIMEOUT, QUARANTINED_BYTES_MAX,
-        QUARANTINED_HEADERS_BYTES_MAX, QUOTED_BYTES_MAX, WHOLE_TIMEOUT,
+        QUARANTINED_HEADERS_BYTES_MAX, QUARANTINED_PLACES_MAX, QUOTED_BYTES_MAX, WHOLE_TIMEOUT,
     },
     whole::Whole,
 };
@@ -22,7 +22,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord, Producer},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
 };
 
@@ -75,11 +75,31 @@ impl Found {
 }
 
 /// What is known to be kept.
+#[derive(Default)]
 struct Known {
-    /// The newest of each partition: a partition is read in order, so what is older stands there already.
-    newest: BTreeMap<Partition, Offset>,
+    places: BTreeMap<Partition, Places>,
     /// Where the topic ended when it was looked at: behind it another process may have written.
     end: i64,
+}
+
+/// The places of one partition, the newest of them. A reader is ahead of whoever opens its blocks, so they do not come in
+/// order.
+#[derive(Default)]
+struct Places(BTreeSet<Offset>);
+
+impl Places {
+    /// What is older than everything that is remembered stands there already.
+    fn has(&self, offset: Offset) -> bool {
+        let forgotten = self.0.len() == QUARANTINED_PLACES_MAX && self.0.first().is_some_and(|f| offset < *f);
+        forgotten || self.0.contains(&offset)
+    }
+
+    fn put(&mut self, offset: Offset) {
+        self.0.insert(offset);
+        if self.0.len() > QUARANTINED_PLACES_MAX {
+            self.0.pop_first();
+        }
+    }
 }
 
 impl Known {
@@ -87,8 +107,7 @@ impl Known {
         let Some(Others { end, places }) = others else { return };
         self.end = end;
         for (partition, offset) in places {
-            let newest = self.newest.entry(partition).or_insert(offset);
-            *newest = offset.max(*newest);
+            self.places.entry(partition).or_default().put(offset);
         }
     }
 }
@@ -130,7 +149,7 @@ impl Quarantine {
         config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "0");
         config.set("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
         let producer = config.create().map_err(|e| e.to_string())?;
-        let mut known = Known { newest: BTreeMap::new(), end: 0 };
+        let mut known = Known::default();
         known.hear(others(&whole, &producer, &topic, 0)?);
         let known = tokio::sync::Mutex::new(known);
         Ok(Self { whole, topic, producer, known, kept: OnceLock::new() })
@@ -157,7 +176,7 @@ impl Quarantine {
         let (whole, producer, topic) = (self.whole.clone(), self.producer.clone(), self.topic.clone());
         let end = known.end;
         known.hear(blocking(move || others(&whole, &producer, &topic, end)).await??);
-        if known.newest.get(&partition).is_some_and(|newest| *newest >= offset) {
+        if known.places.get(&partition).is_some_and(|places| places.has(offset)) {
             return Ok(false);
         }
         let key = format!("{partition}/{offset}");
@@ -168,7 +187,7 @@ impl Quarantine {
         if known.end == at.offset {
             known.end += 1;
         }
-        known.newest.insert(partition, offset);
+        known.places.entry(partition).or_default().put(offset);
         if let Some(kept) = self.kept.get() {
             kept.with(&[poison.kind]).inc();
         }
@@ -179,4 +198,29 @@ impl Quarantine {
 fn place(key: &[u8]) -> Option<(Partition, Offset)> {
     let (partition, offset) = std::str::from_utf8(key).ok()?.split_once('/')?;
     Some((Partition(partition.parse().ok()?), Offset(offset.parse().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_remembered_in_any_order_and_bounded() {
+        let mut places = Places::default();
+        places.put(Offset(20));
+        assert!(!places.has(Offset(10)), "what the sink finds comes after what its reader found");
+        places.put(Offset(10));
+        assert!(places.has(Offset(10)) && places.has(Offset(20)) && !places.has(Offset(15)));
+        (100..100 + QUARANTINED_PLACES_MAX as u64).for_each(|n| places.put(Offset(n)));
+        assert_eq!(places.0.len(), QUARANTINED_PLACES_MAX);
+        assert!(places.has(Offset(10)) && !places.has(Offset(u64::MAX)));
+    }
+
+    #[test]
+    fn keys_are_places() {
+        assert_eq!(place(b"3/17"), Some((Partition(3), Offset(17))));
+        for other in [&b"3"[..], b"3/x", b"/", b"\xff/1", b"-1/2"] {
+            assert_eq!(place(other), None);
+        }
+    }
 }
