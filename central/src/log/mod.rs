@@ -7,6 +7,8 @@
 //! position together with a line of metadata (its intent). What this process owns may change at any time where the log
 //! is shared by several processes: [`Owned`] says what, [`Lease`] tells one time of owning from the next.
 //!
+//! [`Outlet`] is what a log may have beside that: topics of single events, for the fan-out.
+//!
 //! [`embedded`] is made of the same segment log as the gateway's buffer and belongs to one process, which owns all of it.
 //!
 //! Invariants:
