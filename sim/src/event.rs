@@ -1,6 +1,6 @@
 //! What may happen: everything that is on its way between a gateway, a process of central, the broker and the server.
 
-use crate::{broker::Request, clickhouse::Statement, seat::News, sink::Found};
+use crate::{broker::Request, clickhouse::Statement, fault::Fault, seat::News, sink::Found};
 use central::log::{CommitError, Committed, Offset, ProgressRecord, StoredRecord};
 use link::message::{ToCentral, ToGateway};
 use record::StreamName;
@@ -108,6 +108,8 @@ pub(crate) enum Answer {
 pub(crate) enum Trouble {
     /// Something happens to one of the processes or connections.
     Strike,
+    /// A process is hit, in the middle of what it does.
+    Hit(Address, Fault),
     /// A process begins again.
     Start(Process),
     /// One that stood still goes on.

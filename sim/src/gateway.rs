@@ -314,7 +314,7 @@ impl World {
         let written = self.folders[n].entries.len();
         self.call(within, address, Call::Synced(written));
         if self.folders[n].to_make > 0 {
-            let within = self.chance.between(10 * MS, 12 * SECOND);
+            let within = self.chance.between(10 * MS, self.rest);
             self.call(within, address, Call::Produce);
         }
     }
@@ -354,6 +354,7 @@ impl World {
         }
         program.read = next + 1;
         program.core.entry(now, folder.entries[next].clone());
+        self.stepped(address);
         if mutant == Some(Mutant::TrimAtSend) {
             self.call(MS, address, Call::Trimmed(next + 1));
         }

@@ -97,7 +97,11 @@ impl World {
         self.links[n].shards.get(&shard).is_some_and(|t| t.question == question)
     }
 
+    /// A shard is owned under a new lease: it is claimed when what an older one began is over.
     pub(crate) fn shard_begins(&mut self, n: usize, shard: u32, lease: u64) {
+        if self.links[n].shards.contains_key(&shard) {
+            return;
+        }
         let task = ShardTask {
             lease,
             question: 0,
@@ -128,6 +132,9 @@ impl World {
         self.say(|_| format!("link {n} ends shard {shard}"));
         self.end_sessions(n, shard);
         self.links[n].shards.remove(&shard);
+        if let Some(lease) = self.links[n].seat.owned.get(&shard).copied() {
+            self.shard_begins(n, shard, lease);
+        }
     }
 
     /// Everything that the process had is gone.
@@ -176,6 +183,7 @@ impl World {
         if let Some(task) = self.links[n].shards.get_mut(&shard) {
             task.question = question;
         }
+        self.stepped(address);
         Asker { address, place: shard, question, heard: true }
     }
 

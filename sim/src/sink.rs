@@ -175,6 +175,7 @@ impl World {
         (task.question, task.asked_at, task.waits_for_tail) = (number, real, false);
         self.say(|_| format!("sink {n} partition {place}: {step:?}"));
         let asker = Asker { address, place, question: number, heard: true };
+        self.stepped(address);
         let reads = matches!(step, Step::Start | Step::Read(_) | Step::ReadRange(..) | Step::ReadBack(..));
         let fails = reads && self.chance.strikes(Fault::ReadFailed);
         let within = self.chance.between(MS, 10 * MS);

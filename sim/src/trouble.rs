@@ -1,7 +1,8 @@
 //! The troublemaker: kills, stops, cuts, restores and clones while the run is not calm.
 
 use crate::{
-    event::{Event, Process, Trouble},
+    clickhouse::TOKENS_KEPT,
+    event::{Address, Event, Process, Trouble},
     fault::Fault,
     gateway::Folder,
     schedule::{MS, SECOND},
@@ -37,15 +38,39 @@ impl World {
                     self.say(|_| fault.text().to_owned());
                     self.strike(fault);
                 }
-                let within = self.chance.between(MS, 2 * SECOND);
+                let within = self.chance.between(MS, self.calm_at / 40);
                 let at = self.schedule.now() + within;
                 self.schedule.at(at, Event::Trouble(Trouble::Strike));
             }
+            Trouble::Hit(address, fault) if address == self.address(address.process) => {
+                self.say(|_| fault.text().to_owned());
+                match fault {
+                    Fault::LinkStops | Fault::SinkStops => self.stand_still(address.process),
+                    _ => self.crash(address.process),
+                }
+            }
+            Trouble::Hit(..) => {}
             Trouble::Start(process) => self.start(process),
             Trouble::GoOn(address) => self.go_on(address),
             Trouble::Backup(n) => self.backups[n] = Some(self.folders[n].copy()),
             Trouble::Calm => self.calm(),
             Trouble::Look => {}
+        }
+    }
+
+    /// A process has taken a step: it may be hit before it hears what came of it.
+    pub(crate) fn stepped(&mut self, address: Address) {
+        let faults: &[Fault] = match address.process {
+            Process::Gateway(_) => &[Fault::GatewayDies],
+            Process::Link(_) => &[Fault::LinkDies, Fault::LinkStops],
+            Process::Sink(_) => &[Fault::SinkDies, Fault::SinkStops],
+        };
+        for fault in faults {
+            if self.chance.strikes(*fault) {
+                let within = self.chance.below(15 * MS);
+                let at = self.schedule.now() + within;
+                self.schedule.at(at, Event::Trouble(Trouble::Hit(address, *fault)));
+            }
         }
     }
 
@@ -104,8 +129,9 @@ impl World {
 
     fn stand_still(&mut self, process: Process) {
         if self.is_up(process) && !self.is_paused(process) {
-            let most = if self.chance.one_in(3) { 150 * SECOND } else { 20 * SECOND };
-            let time = self.chance.between(SECOND, most);
+            let long = self.chance.one_in(3);
+            let (least, most) = if long { (TOKENS_KEPT, 3 * TOKENS_KEPT) } else { (SECOND, 20 * SECOND) };
+            let time = self.chance.between(least, most);
             self.pause(process, time);
         }
     }
@@ -148,15 +174,11 @@ impl World {
         self.start(Process::Gateway(new));
     }
 
-    /// Nothing goes wrong any more: what stands still goes on, what is down starts, of two clones one stays.
+    /// Nothing goes wrong any more: what is down starts, what stands still goes on in its time, of two clones one stays.
     fn calm(&mut self) {
         self.chance.calm = true;
         self.say(|_| "calm".to_owned());
-        for process in self.central() {
-            let address = self.address(process);
-            self.go_on(address);
-            self.start(process);
-        }
+        self.central().into_iter().for_each(|process| self.start(process));
         for n in 0..self.folders.len() {
             let twin = (0..n).find(|m| {
                 let (a, b) = (&self.folders[*m], &self.folders[n]);

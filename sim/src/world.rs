@@ -70,7 +70,10 @@ pub(crate) struct World {
     failure: Option<(&'static str, String)>,
     trace: Trace,
     lines: VecDeque<String>,
-    calm_at: u64,
+    /// When the last thing went wrong, or will.
+    pub(crate) calm_at: u64,
+    /// The longest rest of a gateway between two bursts.
+    pub(crate) rest: u64,
 }
 
 /// Runs one seed.
@@ -117,6 +120,7 @@ impl World {
             let id = GatewayId::new(&format!("g{n}-{}", chance.below(1_000))).expect("a valid name");
             folders.push(Folder::new(id, 1 + chance.below(1 << 40), chance.between(3, 12) as u32));
         }
+        let calm_at = chance.between(30, if chance.one_in(2) { 100 } else { 400 }) * SECOND;
         let life = || Life { number: 1, ..Life::default() };
         Self {
             mutant,
@@ -139,7 +143,8 @@ impl World {
             failure: None,
             trace,
             lines: VecDeque::new(),
-            calm_at: chance.between(30, 120) * SECOND,
+            calm_at,
+            rest: calm_at / 8,
             chance,
         }
     }
@@ -323,6 +328,8 @@ impl World {
             return;
         }
         let waiting = std::mem::take(&mut life.waiting);
+        // What it does now is the last that goes wrong.
+        self.calm_at = self.calm_at.max(self.schedule.now());
         self.say(|_| format!("{:?} goes on", address.process));
         waiting.into_iter().for_each(|call| self.call(0, address, call));
     }
@@ -408,6 +415,10 @@ impl World {
             if left > 0 || committed.as_ref().is_some_and(|c| !c.metadata.is_empty()) {
                 undone.push(format!("partition {p} stands at {from}, {left} records are left"));
             }
+        }
+        let still = self.central().into_iter().filter(|p| self.is_paused(*p)).count();
+        if still > 0 {
+            undone.push(format!("{still} processes stand still"));
         }
         if !self.broker.quiet() {
             undone.push("a transaction is open".into());
