@@ -102,6 +102,13 @@ impl Kafka {
         Ok(me)
     }
 
+    /// Leaves the broker's folder behind, for whoever wants to look into it; its path, when the broker is ours.
+    pub fn keep(&mut self) -> Option<&Path> {
+        let ours = self.ours.as_mut()?;
+        ours.folder.disable_cleanup(true);
+        Some(ours.folder.path())
+    }
+
     /// `host:port`.
     pub fn address(&self) -> &str {
         &self.address

@@ -117,6 +117,12 @@ impl Plant {
         Ok(plant)
     }
 
+    /// Leaves the folder behind, for whoever wants to look into it; its path.
+    pub fn keep(&mut self) -> &Path {
+        self.folder.disable_cleanup(true);
+        self.folder.path()
+    }
+
     /// A path in the plant's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use record::clock::Random;
 
+use super::lines::BROKER_SESSION;
 use super::proxy::{Place, Trap, Way};
 use crate::cluster::{JUDGE, LINKS, SINKS};
 
@@ -247,7 +248,11 @@ impl<R: Random> Rounds<R> {
     fn zombie(&self) -> Fault {
         let target = self.target();
         // Some outlive the broker's time-out of a transaction, 10 s, as well.
-        let time = ZOMBIE + self.ms(0, if self.below(3) == 0 { 5_000 } else { 1_500 });
+        let mut time = ZOMBIE + self.ms(0, if self.below(3) == 0 { 5_000 } else { 1_500 });
+        if target == Target::Kafka {
+            // Nobody could take over from a single broker that is fenced.
+            time = time.min(BROKER_SESSION - Duration::from_millis(500));
+        }
         let meanwhile = Some(self.target()).filter(|other| *other != target && self.below(3) == 0);
         Fault::Freeze { target, time, meanwhile }
     }

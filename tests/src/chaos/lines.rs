@@ -6,12 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::proxy::Line;
 use crate::cluster::{JUDGE, LINKS, SINKS};
 use crate::ports;
+
+/// How long the broker may be silent before it is fenced.
+pub const BROKER_SESSION: Duration = Duration::from_secs(9);
 
 /// The lines, by the process that connects, or that is connected to.
 pub struct Lines {
@@ -48,6 +52,10 @@ impl Lines {
             ("listener.security.protocol.map", protocols),
             // Each listener has its own.
             ("num.network.threads", "1".to_owned()),
+            // Kafka's own. A single broker that misses a shorter one, on a busy machine or while it is stopped, fences itself;
+            // its partitions then have no leader for a moment, in which its coordinator gives up the markers of
+            // transactions that it has just called committed ("likely deleted already").
+            ("broker.session.timeout.ms", BROKER_SESSION.as_millis().to_string()),
         ];
         Ok(Self { to_kafka, to_clickhouse, to_link, kafka_settings })
     }

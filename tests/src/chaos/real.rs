@@ -99,13 +99,24 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     let began = Instant::now();
     eprintln!("seed {}, {} rounds on Kafka", settings.seed, settings.rounds);
     let mut field = start().await?;
+    let outcome = run_on(settings, &mut field).await;
+    if !outcome.as_ref().is_ok_and(Outcome::holds) {
+        let plant = field.cluster.plant.keep().display().to_string();
+        eprintln!("kept to look at: {plant} and {:?}", field.cluster.kafka.keep());
+    }
+    let mut outcome = outcome.with_context(|| format!("seed {}", settings.seed))?;
+    outcome.seconds = began.elapsed().as_secs_f64();
+    Ok(outcome)
+}
+
+async fn run_on(settings: Settings, field: &mut Field) -> anyhow::Result<Outcome> {
     let count = (settings.rounds + 10) * SECONDS_PER_ROUND * RATE as u64;
     let readings = Arc::new(Readings::of(usize::try_from(count)?));
-    let mut sent = first_events(&field, &readings).await.with_context(|| field.logs())?;
+    let mut sent = first_events(field, &readings).await.with_context(|| field.logs())?;
     compare::make_views(field.cluster.clickhouse_at()).await?;
     let mut load = Load::new(Arc::clone(&readings));
     let mut witnesses = Vec::new();
-    for (number, door) in doors(&field).iter().enumerate() {
+    for (number, door) in doors(field).iter().enumerate() {
         let tag = format!("g{}-", number + 1);
         let machines = (MACHINES, RATE);
         load.start(door, (RAW, "machines"), &tag, machines);
@@ -113,9 +124,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
         witnesses.push(Witness { device: format!("{tag}plain-1"), progress: plain[0].clone() });
     }
     let mut outcome = Outcome { settings: Some(settings), ..Outcome::default() };
-    rounds(settings, &mut field, &readings, &witnesses, &load, &mut outcome)
-        .await
-        .with_context(|| format!("seed {}", settings.seed))?;
+    rounds(settings, field, &readings, &witnesses, &load, &mut outcome).await?;
     load.finish.cancel();
     eprintln!("rounds are over, waiting for the last acknowledgements");
     let ended = tokio::time::timeout(SETTLE, load.end()).await;
@@ -127,8 +136,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Outcome> {
     // The first events are not the machines'.
     outcome.acknowledged = sent.iter().map(|one| one.count as u64).sum();
     outcome.repeated = load.repeated();
-    judge(&mut field, &readings, &sent, &mut outcome).await?;
-    outcome.seconds = began.elapsed().as_secs_f64();
+    judge(field, &readings, &sent, &mut outcome).await?;
     Ok(outcome)
 }
 
@@ -220,6 +228,8 @@ async fn rounds(
         let mut recovery = None;
         if waited {
             let time = recovery::recovered(field, readings, witnesses, struck, &processes).await;
+            // A program that has ended is the reason, not that nothing flows.
+            field.expect_all_running().with_context(|| format!("round {number}: {round:?}"))?;
             let time = time.with_context(|| format!("round {number}: {round:?}"))?;
             outcome.recovery.add(if overlapped { SEVERAL } else { kind }, time);
             recovery = Some(time);
