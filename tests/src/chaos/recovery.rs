@@ -16,8 +16,9 @@ use crate::clickhouse::{self, DATABASE};
 use crate::mqtt_load::Progress;
 use crate::wait;
 
-/// What does not recover within this does not recover.
-const STUCK: Duration = Duration::from_secs(120);
+/// What does not recover within this does not recover; generous, since rounds before may not have been waited for, and the
+/// machine may have more to do.
+const STUCK: Duration = Duration::from_secs(300);
 
 /// A machine of the plain stream whose events are looked for; one for each gateway.
 pub struct Witness {
