@@ -1,6 +1,6 @@
 //! Seeds that hold, and mistakes that do not.
 
-use tidegate_sim::{Fault, Mutant, hunt_all, many};
+use tidegate_sim::{Fault, Mutant, Trace, hunt_all, many, run};
 
 /// More is done by hand: `cargo xtask sim --seeds 1000000`.
 const SEEDS: u64 = 10_000;
@@ -19,6 +19,13 @@ fn ten_thousand_seeds_hold() {
     let never: Vec<&str> =
         Fault::ALL.iter().filter(|f| record.faults.of(**f) == 0).map(|f| f.text()).collect();
     assert!(never.is_empty(), "the world was too kind; never: {never:?}");
+}
+
+#[test]
+fn a_seed_replays() {
+    for seed in 0..50 {
+        assert_eq!(run(seed, None, Trace::Last), run(seed, None, Trace::Last), "seed {seed}");
+    }
 }
 
 #[test]
