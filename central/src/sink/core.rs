@@ -533,6 +533,9 @@ impl Lane {
         } else if now < work.quiet_until {
             self.state = State::Pause(work.quiet_until, Box::new(State::ReadBack));
         } else {
+            if unsure {
+                self.events.push(Event::ViewsUnsure(work.intent.clone()));
+            }
             work.intent.generation += 1;
             work.sent = Some(BTreeMap::new());
             self.events.push(Event::Renamed(work.intent.clone()));
