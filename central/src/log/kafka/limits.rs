@@ -19,6 +19,11 @@ pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Within this everything of a transaction has been taken by the broker, or it is given up.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
 
+/// Within this readers of committed records see what was committed, or it counts as in doubt.
+pub(super) const SEEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+pub(super) const SEEN_POLL: Duration = Duration::from_millis(1);
+
 /// A member that is silent for so long has lost what it had: the least that a broker takes by default.
 pub(super) const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 /// A member hears of a change with its heartbeat: what one process lets go of is another's within this.

@@ -367,10 +367,11 @@ impl Log for Kafka {
     ) -> Result<(), CommitError> {
         let Some(slot) = lock(&self.claims).get(&shard).cloned() else { return Err(CommitError::Fenced) };
         let options = self.options.clone();
+        let asker = self.asker("status").map_err(CommitError::Refused)?;
         let done = blocking(move || {
             let mut slot = lock(&slot);
             let Some(owner) = slot.as_ref() else { return Err(CommitError::Fenced) };
-            let done = owner.commit(&options, shard, &records, &progress);
+            let done = owner.commit(&options, shard, &records, &progress, &asker);
             if done.is_err() {
                 *slot = None;
             }

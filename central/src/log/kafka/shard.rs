@@ -14,30 +14,45 @@
 //!   `init_transactions`, which raises the epoch: stragglers of before are refused then. So the window is a request that is
 //!   late *and* whose repetition was answered in time, within one connection's life;
 //! - everything of a group is acknowledged by the brokers before its commit is sent, so that no record is late;
+//! - nothing is acknowledged before readers of committed records see it. Seen once, with a broker that had fenced itself: the
+//!   coordinator called a transaction committed and left its markers out, and the next transaction's abort took the records
+//!   along. What is not seen in time counts as in doubt, and the next claim waits for the truth;
 //! - a group's progress is in it, and the blocks of a stream are a chain: rows without their progress come again and stand
 //!   twice in the log, progress without its rows is a gap. The audit names either, with gateway, stream and seqs.
 
 use super::{
     KafkaOptions, headers,
-    limits::{DRAIN_TIMEOUT, MESSAGE_BYTES_MAX, PRODUCER_KIB_MAX, TRANSACTION_TIMEOUT, ms},
+    limits::{
+        DRAIN_TIMEOUT, MESSAGE_BYTES_MAX, PRODUCER_KIB_MAX, SEEN_POLL, SEEN_TIMEOUT, TRANSACTION_TIMEOUT, ms,
+    },
+    lock,
 };
 use crate::log::{CommitError, DataRecord, ProgressRecord, Shard, StreamEvents, partition_of};
 use rdkafka::{
     ClientContext, Message, TopicPartitionList,
-    consumer::ConsumerGroupMetadata,
+    consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig},
     util::Timeout,
 };
 use std::{
+    collections::BTreeMap,
     sync::Mutex,
     time::{Duration, Instant},
 };
 
-/// Counts what was not taken.
+/// What became of the records of the transaction under way.
 #[derive(Default)]
-struct Deliveries(Mutex<Option<String>>);
+struct Deliveries(Mutex<Delivered>);
+
+#[derive(Default)]
+struct Delivered {
+    /// Why the first one that was not taken was not.
+    failed: Option<String>,
+    /// The highest offset of each partition that took some.
+    highest: BTreeMap<(String, i32), i64>,
+}
 
 impl ClientContext for Deliveries {}
 
@@ -45,10 +60,16 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, message)) = result
-            && let Ok(mut first) = self.0.lock()
-        {
-            first.get_or_insert_with(|| format!("{} to {}", error, message.topic()));
+        let mut delivered = lock(&self.0);
+        match result {
+            Ok(message) => {
+                let place = (message.topic().to_owned(), message.partition());
+                let highest = delivered.highest.entry(place).or_default();
+                *highest = message.offset().max(*highest);
+            }
+            Err((error, message)) => {
+                delivered.failed.get_or_insert_with(|| format!("{} to {}", error, message.topic()));
+            }
         }
     }
 }
@@ -85,16 +106,18 @@ impl Owner {
         Ok(Self(producer))
     }
 
-    /// One transaction. After any error this producer is of no use: whether something was stored, a new claim tells.
+    /// One transaction, which `asker`, a client that sees committed records only, has seen when this returns. After any error
+    /// this producer is of no use: whether something was stored, a new claim tells.
     pub(super) fn commit(
         &self,
         options: &KafkaOptions,
         shard: Shard,
         records: &[DataRecord],
         progress: &[ProgressRecord],
+        asker: &BaseConsumer,
     ) -> Result<(), CommitError> {
-        self.transaction(|me| {
-            let data = options.topic("data");
+        let data = options.topic("data");
+        let taken = self.transaction(|me| {
             for r in records {
                 let partition = partition_of(&r.headers.gateway, options.partitions);
                 let record: BaseRecord<'_, str, [u8]> = BaseRecord::to(&data)
@@ -110,14 +133,23 @@ impl Owner {
                 me.send(BaseRecord::to(&topic).partition(number(shard.0)).key(&key).payload(&value))?;
             }
             Ok(())
-        })
+        })?;
+        let deadline = Instant::now() + SEEN_TIMEOUT;
+        for ((topic, partition), offset) in taken {
+            // Where several shards write one partition, their open transactions are in front of this one's end.
+            if topic != data || options.shards <= options.partitions {
+                seen(asker, &topic, partition, offset, deadline)?;
+            }
+        }
+        Ok(())
     }
 
     /// One entry of the control topic, in a transaction of this owner, so that one who was fenced cannot write it.
     pub(super) fn publish(&self, options: &KafkaOptions, key: &str, value: &str) -> Result<(), CommitError> {
-        self.transaction(|me| {
+        let entry = self.transaction(|me| {
             me.send(BaseRecord::to(&options.topic("control")).partition(0).key(key).payload(value))
-        })
+        });
+        entry.map(drop)
     }
 
     /// Events, and where they leave a group of which we are this member.
@@ -128,7 +160,7 @@ impl Owner {
         offsets: &TopicPartitionList,
         member: &ConsumerGroupMetadata,
     ) -> Result<(), CommitError> {
-        self.transaction(|me| {
+        let published = self.transaction(|me| {
             for of_stream in events {
                 let topic = options.events_topic(&of_stream.stream);
                 for (key, value) in &of_stream.events {
@@ -137,10 +169,15 @@ impl Owner {
             }
             let told = me.0.send_offsets_to_transaction(offsets, member, TRANSACTION_TIMEOUT);
             told.map_err(|e| judged(&e))
-        })
+        });
+        published.map(drop)
     }
 
-    fn transaction(&self, fill: impl FnOnce(&Self) -> Result<(), CommitError>) -> Result<(), CommitError> {
+    /// The highest offset of each partition that it wrote.
+    fn transaction(
+        &self,
+        fill: impl FnOnce(&Self) -> Result<(), CommitError>,
+    ) -> Result<BTreeMap<(String, i32), i64>, CommitError> {
         self.0.begin_transaction().map_err(|e| judged(&e))?;
         fill(self)?;
         // The library's own flush sleeps in steps of 100 ms.
@@ -153,11 +190,12 @@ impl Owner {
                 )));
             }
         }
-        let failed = self.0.context().0.lock().map_or(None, |mut first| first.take());
-        if let Some(failed) = failed {
+        let delivered = std::mem::take(&mut *lock(&self.0.context().0));
+        if let Some(failed) = delivered.failed {
             return Err(self.fatal().unwrap_or(CommitError::Unknown(failed)));
         }
-        self.0.commit_transaction(Timeout::After(TRANSACTION_TIMEOUT)).map_err(|e| judged(&e))
+        let committed = self.0.commit_transaction(Timeout::After(TRANSACTION_TIMEOUT));
+        committed.map(|()| delivered.highest).map_err(|e| judged(&e))
     }
 
     fn send<K: rdkafka::message::ToBytes + ?Sized, P: rdkafka::message::ToBytes + ?Sized>(
@@ -191,6 +229,29 @@ impl Drop for Owner {
     fn drop(&mut self) {
         // Else the library would go on to send what was given up.
         self.0.purge(PurgeConfig::default().queue().inflight());
+    }
+}
+
+/// Waits until readers of committed records may see this offset: the markers behind a commit are written after its answer.
+fn seen(
+    asker: &BaseConsumer,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+    deadline: Instant,
+) -> Result<(), CommitError> {
+    loop {
+        let end = asker.fetch_watermarks(topic, partition, SEEN_TIMEOUT);
+        if end.as_ref().is_ok_and(|(_, stable)| *stable > offset) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(CommitError::Unknown(format!(
+                "offset {offset} of {topic}-{partition} was called committed, but readers do not see it within \
+                 {SEEN_TIMEOUT:?} ({end:?})"
+            )));
+        }
+        std::thread::sleep(SEEN_POLL);
     }
 }
 
