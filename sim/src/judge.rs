@@ -149,7 +149,7 @@ impl World {
                 }
             }
             for (at, times) in &table.view {
-                if *times > 1 && !is_in(&self.renamed, *at) {
+                if *times > 1 && !is_in(&self.renamed, *at) && !is_in(&self.unsure, *at) {
                     return Err((
                         "doubled in a view",
                         format!("the view of {name} holds {at:?} {times} times"),

@@ -59,7 +59,7 @@ impl SinkMetrics {
             ),
             views_unsure: registry.counter(
                 "tidegate_sink_views_unsure_ranges_total",
-                "Ranges that are in their tables, but that a materialized view may lack.",
+                "Ranges that are in their tables once, but that a materialized view may lack or have twice.",
             ),
             quarantined: registry.counter(
                 "tidegate_sink_quarantined_blocks_total",
