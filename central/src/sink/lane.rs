@@ -3,7 +3,7 @@
 use super::{
     ahead::Hands,
     core::{Event, Lane, Pace, Step},
-    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, QUIET, SURE, TOKENS_SURE},
+    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, LINGER, QUIET, SURE, TOKENS_SURE},
     metrics::SinkMetrics,
     store::Store,
 };
@@ -29,7 +29,7 @@ pub struct SinkOptions {
 
 impl Default for SinkOptions {
     fn default() -> Self {
-        Self { rows_max: BLOCK_ROWS_MAX as u64, bytes_max: 32 << 20, linger: Duration::from_millis(150) }
+        Self { rows_max: BLOCK_ROWS_MAX as u64, bytes_max: 32 << 20, linger: LINGER }
     }
 }
 
@@ -222,7 +222,7 @@ impl LaneDriver {
                 Event::ViewsUnsure(intent) => {
                     self.metrics.views_unsure.inc();
                     tracing::warn!(partition, from = %intent.from, to = %intent.to,
-                        "the rows are in their tables, but a materialized view on them may lack these: its insert was never answered and is too old to be repeated");
+                        "the rows are in their tables, but a materialized view on them may lack these or have them twice: its insert was never answered and is too old to be repeated");
                 }
                 Event::Halted(reason) => {
                     self.metrics.halted.with(&[&partition]).set(1.0);

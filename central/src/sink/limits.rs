@@ -21,12 +21,20 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause after a failure.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// From one insert of a lane to its next, unless ranges are full.
+pub const LINGER: Duration = Duration::from_millis(150);
+/// Lanes that may write one table at their full rate, with room to a log of the default size.
+pub const LANES_PER_TABLE: u64 = 18;
 /// Blocks that a table remembers tokens of; every insert of every lane takes one.
-pub const DEDUPLICATION_WINDOW: u64 = 10_000;
+pub const DEDUPLICATION_WINDOW: u64 = 25_000;
 /// A token is used again only while fewer inserts came since: the other half of the window is for what all lanes insert
 /// while that insert is on its way, for [`SURE`] and [`QUIET`] at most.
 pub const TOKENS_SURE: u64 = DEDUPLICATION_WINDOW / 2;
 
+const _: () = assert!(
+    LANES_PER_TABLE as u128 * ((SURE.as_millis() + QUIET.as_millis()) / LINGER.as_millis())
+        <= TOKENS_SURE as u128
+);
 const _: () = assert!(QUIET.as_secs() > INSERT_TIMEOUT.as_secs());
 // A slow server is no reason to doubt: a read-back that was answered in time allows its insert.
 const _: () = assert!(SURE.as_secs() >= STATEMENT_TIMEOUT.as_secs());

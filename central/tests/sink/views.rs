@@ -60,7 +60,7 @@ async fn sums_are_exact_whatever_is_killed() {
     run(&life, VIEWS).await;
     secured(&life, 5).await;
     let windows: Vec<(String, u64)> = look(&life).await.into_iter().map(|v| (v.engine, v.window)).collect();
-    assert!(windows.iter().all(|(engine, window)| engine == "Null" || *window == 10_000), "{windows:?}");
+    assert!(windows.iter().all(|(engine, window)| engine == "Null" || *window == 25_000), "{windows:?}");
     for round in 0..10_u32 {
         for step in 0..12 {
             for (partition, gateway) in &mut gateways {
