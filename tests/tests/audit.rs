@@ -161,7 +161,7 @@ async fn views_that_are_unsafe_or_changed_by_hand_are_named() -> anyhow::Result<
     let seen = seen.await.with_context(|| plant.logs())?;
     ensure!(
         (&seen["views"][0]["view"], &seen["views"][0]["window"])
-            == (&"tidegate.to_half".into(), &10_000.into()),
+            == (&"tidegate.to_half".into(), &25_000.into()),
         "{seen}"
     );
 
