@@ -284,20 +284,23 @@ impl World {
     fn put(&mut self, n: usize, shard: u32, id: SessionId, input: Input) {
         if let Some(open) = self.links[n].shards.get_mut(&shard).and_then(|t| t.open.as_mut()) {
             open.inputs.push_back((id, input));
-            self.shard_works(n, shard);
+            if !open.committing {
+                self.shard_works(n, shard);
+            }
         }
     }
 
-    /// Goes on with a shard: takes what was said, until a group is due; while one is under way, until the next is full.
+    /// Goes on with a shard: takes what was said, until a group is due.
     fn shard_works(&mut self, n: usize, shard: u32) {
         let now = self.schedule.now();
         loop {
             let Some(task) = self.links[n].shards.get_mut(&shard) else { return };
             let Some(open) = &mut task.open else { return self.claim(n, shard) };
-            let step = if open.committing { Step::Take(None) } else { open.order.step(now) };
-            match step {
+            if open.committing {
+                return;
+            }
+            match open.order.step(now) {
                 Step::Commit(commit) => return self.commits(n, shard, commit),
-                Step::Take(_) if open.order.is_full() => return,
                 Step::Take(until) => {
                     let Some((id, input)) = open.inputs.pop_front() else {
                         let Some(until) = until else { return };
