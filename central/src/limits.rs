@@ -24,7 +24,7 @@ pub const SCHEMAS_PER_SESSION_MAX: usize = 4_096;
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a standing session's certificate is looked up in the list of revoked ones.
 pub const REVOCATION_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// Most bytes of blocks in a group; it may go over by one block. A quarter of them is enough for a commit at once.
+/// A group is committed at once when it holds so many bytes of blocks; it may go over by one block.
 pub const GROUP_BYTES: usize = 8 << 20;
 /// Most connections that can be configured.
 pub const CONNECTIONS_MAX: i64 = 1 << 20;

@@ -1,7 +1,7 @@
 //! Carries out what a shard's [`Order`] decides: takes what sessions say, commits groups, sends what there is to say.
 //!
 //! One task owns the order of its shard, from one claim until it is asked to let go or a commit is in doubt. While the
-//! log works on a group the next one is gathered; when that is full, sessions wait in a bounded queue.
+//! log works, sessions wait in a bounded queue.
 
 use super::{
     LinkConfig, LinkParts,
@@ -15,7 +15,7 @@ use ::link::{
     server::{Goodbye, Outbound},
 };
 use record::{GatewayId, StreamName};
-use std::{collections::BTreeMap, pin::Pin, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -50,19 +50,6 @@ pub(super) struct Committer {
     inputs: mpsc::Receiver<Input>,
     order: Order,
     sessions: BTreeMap<SessionId, Session>,
-}
-
-/// A group that the log works on.
-struct UnderWay {
-    outcome: Pin<Box<dyn Future<Output = Result<(), CommitError>> + Send>>,
-    begun: Instant,
-    progress: Vec<ProgressRecord>,
-    batches: u64,
-    rows: u64,
-    bytes: u64,
-    /// The streams whose heads it moves, and the rows that they had lost before.
-    heads: Vec<Key>,
-    lost: u64,
 }
 
 /// Why a committer ended.
@@ -104,35 +91,26 @@ impl Committer {
     }
 
     async fn work(&mut self, stop: &CancellationToken) -> Ended {
-        let (mut under_way, mut reachable) = (None, true);
-        loop {
-            // What is under way is brought to its end: before that nobody knows what the next claim will find.
-            if under_way.is_none() && (stop.is_cancelled() || !reachable) {
-                return Ended::Asked;
-            }
+        while !stop.is_cancelled() {
             let until = match self.order.step(self.parts.clock.monotonic_ns()) {
                 Step::Take(until) => until,
-                Step::Commit(commit) => {
-                    under_way = Some(self.begin(commit));
-                    None
-                }
+                Step::Commit(commit) => match self.commit(commit).await {
+                    Ok(()) => continue,
+                    Err(error) => return self.failed(error),
+                },
             };
             tokio::select! {
                 biased;
-                () = stop.cancelled(), if under_way.is_none() => {}
-                outcome = outcome(&mut under_way) => if let Some(done) = under_way.take()
-                    && let Err(error) = self.committed(done, outcome)
-                {
-                    return self.failed(error);
-                },
+                () = stop.cancelled() => return Ended::Asked,
                 () = self.at(until) => {}
-                input = self.inputs.recv(), if reachable && !self.order.is_full() => match input {
+                input = self.inputs.recv() => match input {
                     Some(input) => self.input(input),
                     // No session can reach it any more.
-                    None => reachable = false,
+                    None => return Ended::Asked,
                 },
             }
         }
+        Ended::Asked
     }
 
     fn at(&self, until: Option<u64>) -> impl Future<Output = ()> + use<> {
@@ -238,33 +216,28 @@ impl Committer {
         }
     }
 
-    /// Gives a group to the log.
-    fn begin(&self, commit: Commit) -> UnderWay {
+    /// Commits a group, then acknowledges it.
+    async fn commit(&mut self, commit: Commit) -> Result<(), CommitError> {
         let Commit { records, progress, bytes } = commit;
-        let (batches, bytes) = (records.len() as u64, bytes as u64);
-        let rows = records.iter().map(|r| u64::from(r.headers.rows)).sum();
+        let batches = records.len() as u64;
+        let rows: u64 = records.iter().map(|r| u64::from(r.headers.rows)).sum();
         let heads = progress.iter().filter(|r| matches!(r.value, Progress::Head(_)));
         let heads: Vec<Key> = heads.map(|r| (r.gateway.clone(), r.stream.clone())).collect();
-        let lost = self.lost_rows(&heads);
-        let (log, shard, stored) = (self.parts.log.clone(), self.shard, progress.clone());
-        let outcome = Box::pin(async move { log.commit_group(shard, records, stored).await });
-        UnderWay { outcome, begun: Instant::now(), progress, batches, rows, bytes, heads, lost }
-    }
-
-    /// Acknowledges a group that the log has.
-    fn committed(&mut self, done: UnderWay, outcome: Result<(), CommitError>) -> Result<(), CommitError> {
-        self.parts.metrics.commit_seconds.observe(done.begun.elapsed().as_secs_f64());
+        let lost_before = self.lost_rows(&heads);
+        let started = Instant::now();
+        let outcome = self.parts.log.commit_group(self.shard, records, progress.clone()).await;
+        self.parts.metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
         let outputs = self.order.on_commit(outcome)?;
         let metrics = &self.parts.metrics;
         metrics.commits.inc();
-        metrics.batches.inc_by(done.batches);
-        metrics.rows.inc_by(done.rows);
-        metrics.bytes.inc_by(done.bytes);
-        if done.batches > 0 {
+        metrics.batches.inc_by(batches);
+        metrics.rows.inc_by(rows);
+        metrics.bytes.inc_by(bytes as u64);
+        if batches > 0 {
             metrics.last_batch_ns.store(self.parts.clock.wall_ns(), Relaxed);
         }
-        self.parts.gateways.stored(&done.progress);
-        metrics.lost_rows.inc_by(self.lost_rows(&done.heads).saturating_sub(done.lost));
+        self.parts.gateways.stored(&progress);
+        metrics.lost_rows.inc_by(self.lost_rows(&heads).saturating_sub(lost_before));
         self.outputs(outputs);
         Ok(())
     }
@@ -288,12 +261,5 @@ impl Committer {
         self.parts.metrics.commit_failures.with(&[reason]).inc();
         tracing::error!(shard = %self.shard, %error, "a group was not committed; its gateways will send it again");
         Ended::InDoubt(error)
-    }
-}
-
-async fn outcome(under_way: &mut Option<UnderWay>) -> Result<(), CommitError> {
-    match under_way {
-        Some(group) => group.outcome.as_mut().await,
-        None => std::future::pending().await,
     }
 }

@@ -5,8 +5,8 @@
 //! with [`Order::on_commit`], which gives the acknowledgements, or ends the claim.
 //!
 //! Invariants:
-//! - a group is committed when its first part has waited for the interval, or when there is enough of it; while one is
-//!   under way the next is gathered, and while that is full nothing more is taken in;
+//! - a group is committed when its first part has waited for the interval, or when it is full; while it is full nothing
+//!   more is taken in;
 //! - one group is under way at a time, and nothing of it is acknowledged before its commit is known to have succeeded;
 //! - after a commit that failed or is in doubt it is of no use any more: only a new claim tells what is stored.
 //!
@@ -46,16 +46,16 @@ pub enum Said {
 pub struct GroupPace {
     /// A group is committed when its first part has waited so long, in nanoseconds…
     pub interval_ns: u64,
-    /// …or when its blocks have a quarter of so many bytes, which are the most.
+    /// …or when its blocks have so many bytes.
     pub bytes_max: usize,
 }
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Commit this; answered by [`Order::on_commit`]. What sessions say meanwhile belongs to the next group.
+    /// Commit this; answered by [`Order::on_commit`]. Nothing may be put in before.
     Commit(Commit),
-    /// Take what sessions say, unless the group is full, until this moment or until the group under way is committed.
+    /// Take what sessions say, until this moment.
     Take(Option<u64>),
 }
 
@@ -81,8 +81,6 @@ pub struct Order {
     quarantined: BTreeMap<Key, Quarantined>,
     /// When the waiting group is to be committed.
     due: Option<u64>,
-    /// The group before it is under way.
-    committing: bool,
 }
 
 impl Order {
@@ -108,7 +106,7 @@ impl Order {
             }
         }
         let receiver = Receiver::new(known.into_values());
-        Self { pace, receiver, counted: all_counted, quarantined, due: None, committing: false }
+        Self { pace, receiver, counted: all_counted, quarantined, due: None }
     }
 
     /// A session says something, at `now_ns` on the monotonic clock and `wall_ns` on the other one.
@@ -146,26 +144,17 @@ impl Order {
 
     /// What to do at `now_ns`.
     pub fn step(&mut self, now_ns: u64) -> Step {
-        if self.committing {
-            return Step::Take(None);
-        }
-        let enough = self.receiver.pending().bytes >= self.pace.bytes_max / 4;
-        if !enough && self.due.is_none_or(|due| now_ns < due) {
+        let full = self.receiver.pending().bytes >= self.pace.bytes_max;
+        if !full && self.due.is_none_or(|due| now_ns < due) {
             return Step::Take(self.due);
         }
-        (self.due, self.committing) = (None, true);
+        self.due = None;
         let group = self.receiver.take_group();
         Step::Commit(self.commit(group))
     }
 
-    /// Whether nothing more may be put in before the group under way is committed.
-    pub fn is_full(&self) -> bool {
-        self.receiver.pending().bytes >= self.pace.bytes_max
-    }
-
     /// The outcome of [`Step::Commit`]: what to send now, or why this claim is over.
     pub fn on_commit(&mut self, outcome: Result<(), CommitError>) -> Result<Vec<Output>, CommitError> {
-        self.committing = false;
         outcome.map(|()| self.receiver.committed())
     }
 
@@ -266,7 +255,7 @@ mod tests {
     use bytes::Bytes;
     use record::{BlockHeader, Digest, Incarnation, Seq, chain_hash};
 
-    const PACE: GroupPace = GroupPace { interval_ns: 100, bytes_max: 100 };
+    const PACE: GroupPace = GroupPace { interval_ns: 100, bytes_max: 20 };
     const SESSION: SessionId = SessionId(1);
 
     fn stream() -> StreamName {
@@ -324,34 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_the_most_does_not_wait() {
+    fn a_full_group_does_not_wait() {
         let (mut order, mut head) = begun();
-        for _ in 0..4 {
+        for _ in 0..3 {
             assert_eq!(order.step(10), Step::Take((head.0.0 > 0).then_some(110)));
             order.input(SESSION, block(&mut head), 10, 0);
         }
         assert!(matches!(order.step(10), Step::Commit(_)));
         assert_eq!(order.step(10), Step::Take(None), "what was taken is under way");
-    }
-
-    #[test]
-    fn while_a_group_is_under_way_the_next_is_gathered() {
-        let (mut order, mut head) = begun();
-        order.input(SESSION, block(&mut head), 10, 0);
-        assert!(matches!(order.step(110), Step::Commit(_)));
-        while !order.is_full() {
-            assert_eq!(order.input(SESSION, block(&mut head), 120, 0), [], "nothing of it is stored");
-            assert_eq!(order.step(500), Step::Take(None), "one group at a time");
-        }
-        let acked = |outputs: Result<Vec<Output>, CommitError>| match outputs.as_deref() {
-            Ok([Output::Send(SESSION, ToGateway::Acks(acks))]) => acks[0].last,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(acked(order.on_commit(Ok(()))), Seq(1));
-        let Step::Commit(commit) = order.step(500) else { panic!("there is enough") };
-        assert_eq!(commit.records.len(), 13, "as many blocks of 8 bytes as reach 100");
-        assert!(!order.is_full());
-        assert_eq!(acked(order.on_commit(Ok(()))), Seq(14));
     }
 
     #[test]
