@@ -28,6 +28,8 @@ struct Asked {
     json: bool,
     /// Lines that replace those of `server.properties`; `{port}` and `{controller-port}` in them are the broker's.
     settings: Vec<(String, String)>,
+    /// The folder of a broker whose cluster a new one becomes part of.
+    join: Option<PathBuf>,
     /// Users of a new broker and their passwords, for SCRAM-SHA-512; loopback only, for trials and tests.
     users: Vec<(String, String)>,
 }
@@ -36,7 +38,7 @@ struct Asked {
 pub(crate) fn kafka(arguments: &[String]) -> anyhow::Result<()> {
     let Some((what, rest)) = arguments.split_first() else {
         bail!(
-            "cargo xtask kafka start|run|stop|status [--dir DIR] [--set KEY=VALUE]… [--user NAME=PASSWORD]… [--json]"
+            "cargo xtask kafka start|run|stop|status [--dir DIR] [--join DIR] [--set KEY=VALUE]… [--user NAME=PASSWORD]… [--json]"
         );
     };
     let asked = asked(rest)?;
@@ -51,7 +53,8 @@ pub(crate) fn kafka(arguments: &[String]) -> anyhow::Result<()> {
 
 fn asked(mut rest: &[String]) -> anyhow::Result<Asked> {
     let mut dir = None;
-    let mut asked = Asked { dir: PathBuf::new(), json: false, settings: Vec::new(), users: Vec::new() };
+    let mut asked =
+        Asked { dir: PathBuf::new(), json: false, settings: Vec::new(), join: None, users: Vec::new() };
     while let Some((first, after)) = rest.split_first() {
         rest = after;
         let mut value = || -> anyhow::Result<&String> {
@@ -62,6 +65,7 @@ fn asked(mut rest: &[String]) -> anyhow::Result<Asked> {
         match first.as_str() {
             "--json" => asked.json = true,
             "--dir" => dir = Some(std::path::absolute(value()?)?),
+            "--join" => asked.join = Some(std::path::absolute(value()?)?),
             "--set" => {
                 let (key, value) = value()?.split_once('=').context("--set KEY=VALUE")?;
                 asked.settings.push((key.to_owned(), value.to_owned()));
@@ -131,9 +135,9 @@ fn prepare(asked: &Asked) -> anyhow::Result<Prepared> {
         None => free_pair()?,
     };
     let properties = asked.dir.join("server.properties");
-    fs::write(&properties, settings(asked, port, controller))?;
+    fs::write(&properties, settings(asked, port, controller)?)?;
     if !asked.dir.join("data/meta.properties").is_file() {
-        format(&jars, &properties, &asked.users)?;
+        format(&jars, &properties, asked)?;
     }
     let mut java = Command::new("java");
     java.args(["-XX:TieredStopAtLevel=1", "-Xms256m", "-Xmx512m", "-cp"]);
@@ -145,19 +149,24 @@ fn prepare(asked: &Asked) -> anyhow::Result<Prepared> {
     Ok(Prepared { java, broker })
 }
 
-/// Makes the storage of a new cluster.
-fn format(jars: &Path, properties: &Path, users: &[(String, String)]) -> anyhow::Result<()> {
+/// Makes the storage of a new cluster, or of a broker that joins one.
+fn format(jars: &Path, properties: &Path, asked: &Asked) -> anyhow::Result<()> {
     let tool = || {
         let mut java = Command::new("java");
         java.arg("-cp").arg(class_path(jars)).arg("kafka.tools.StorageTool");
         java
     };
-    let made = tool().arg("random-uuid").stderr(Stdio::null()).output().context("cannot run java")?;
-    let id = String::from_utf8(made.stdout)?.trim().to_owned();
+    let (id, first) = match &asked.join {
+        Some(other) => (cluster(other)?, "--no-initial-controllers"),
+        None => {
+            let made = tool().arg("random-uuid").stderr(Stdio::null()).output().context("cannot run java")?;
+            (String::from_utf8(made.stdout)?.trim().to_owned(), "--standalone")
+        }
+    };
     ensure!(!id.is_empty(), "Kafka's StorageTool made no id");
     let mut format = tool();
-    format.args(["format", "-t", &id, "--standalone", "-c"]).arg(properties);
-    for (name, password) in users {
+    format.args(["format", "-t", &id, first, "-c"]).arg(properties);
+    for (name, password) in &asked.users {
         format.arg("--add-scram").arg(format!("SCRAM-SHA-512=[name={name},password={password}]"));
     }
     let formatted = format.output()?;
@@ -168,15 +177,31 @@ fn format(jars: &Path, properties: &Path, users: &[(String, String)]) -> anyhow:
     Ok(())
 }
 
-fn settings(asked: &Asked, port: u16, controller: u16) -> String {
+/// The id of the cluster that the broker of a folder belongs to.
+fn cluster(dir: &Path) -> anyhow::Result<String> {
+    let properties = dir.join("data/meta.properties");
+    let text = fs::read_to_string(&properties).with_context(|| format!("no {}", properties.display()))?;
+    let id = text.lines().find_map(|line| line.strip_prefix("cluster.id="));
+    Ok(id.with_context(|| format!("{} names no cluster", properties.display()))?.to_owned())
+}
+
+fn settings(asked: &Asked, port: u16, controller: u16) -> anyhow::Result<String> {
     let data = asked.dir.join("data").display().to_string();
     let own = |key: &str, value: String| (key.to_owned(), value);
+    let at = format!("PLAINTEXT://127.0.0.1:{port}");
+    let (roles, node, controller_at, listeners) = match &asked.join {
+        None => ("broker,controller", "1", controller, format!("{at},CONTROLLER://127.0.0.1:{controller}")),
+        Some(dir) => {
+            let first = read(dir).with_context(|| format!("no broker in {}", dir.display()))?;
+            ("broker", "2", number(&first, "controller_port")?, at.clone())
+        }
+    };
     let mut all = vec![
-        own("process.roles", "broker,controller".into()),
-        own("node.id", "1".into()),
-        own("controller.quorum.bootstrap.servers", format!("127.0.0.1:{controller}")),
-        own("listeners", format!("PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}")),
-        own("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port}")),
+        own("process.roles", roles.into()),
+        own("node.id", node.into()),
+        own("controller.quorum.bootstrap.servers", format!("127.0.0.1:{controller_at}")),
+        own("listeners", listeners),
+        own("advertised.listeners", at),
         own("controller.listener.names", "CONTROLLER".into()),
         own("inter.broker.listener.name", "PLAINTEXT".into()),
         own("log.dirs", data),
@@ -207,7 +232,7 @@ fn settings(asked: &Asked, port: u16, controller: u16) -> String {
         let put = |value: String, (name, port): &(&str, String)| value.replace(name, port);
         (key.clone(), ports.iter().fold(value.clone(), put))
     }));
-    all.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
+    Ok(all.iter().map(|(key, value)| format!("{key}={value}\n")).collect())
 }
 
 fn stop(asked: &Asked) -> anyhow::Result<()> {

@@ -66,11 +66,9 @@ pub(super) fn log(section: &Section<'_>, at: (bool, Option<String>), roles: Role
     }
     let partitions = count("partitions", 1..=1_024, 16);
     let shards = count("progress-partitions", 1..=1_024, 16);
-    if partitions % shards != 0 && shards % partitions != 0 {
-        section.error(
-            "partitions",
-            format!("{partitions} and progress-partitions {shards}: one must be a multiple of the other"),
-        );
+    if partitions % shards != 0 {
+        section
+            .error("partitions", format!("{partitions} must be a multiple of progress-partitions, {shards}"));
     }
     let (replication, min_isr) = (count("replication", 1..=16, 3), count("min-isr", 1..=16, 2));
     if min_isr > replication {

@@ -26,6 +26,7 @@ fn xtask() -> PathBuf {
 }
 
 impl Broker {
+    #[allow(dead_code, reason = "one test needs a cluster of its own")]
     pub(crate) fn start() -> Self {
         if let Ok(address) = std::env::var("TIDEGATE_TEST_KAFKA") {
             return Self { address, folder: None };
@@ -44,6 +45,30 @@ impl Broker {
         set.extend(["--user".to_owned(), "central=s3cret".to_owned()]);
         me.address = me.ask_with("start", &set)["address"].as_str().expect("an address").to_owned();
         me
+    }
+
+    /// A second broker in the cluster of `first`, which is one of our own.
+    #[allow(dead_code, reason = "most tests need one broker")]
+    pub(crate) fn joined(first: &Broker) -> Self {
+        let mut me = Self { address: String::new(), folder: Some(TempDir::new().expect("temp dir")) };
+        let first = first.folder.as_ref().expect("ours").path().join("broker");
+        let join = ["--join".to_owned(), first.display().to_string()];
+        me.address = me.ask_with("start", &join)["address"].as_str().expect("an address").to_owned();
+        me
+    }
+
+    /// SIGKILL.
+    #[allow(dead_code, reason = "most tests let it live")]
+    pub(crate) fn kill(&self) {
+        let pid = self.ask("status")["pid"].to_string();
+        assert!(Command::new("kill").args(["-9", &pid]).status().expect("runs").success());
+    }
+
+    /// Starts one that was killed and had joined `first`.
+    #[allow(dead_code, reason = "most tests let it live")]
+    pub(crate) fn joined_again(&self, first: &Broker) {
+        let first = first.folder.as_ref().expect("ours").path().join("broker");
+        self.ask_with("start", &["--join".to_owned(), first.display().to_string()]);
     }
 
     fn ask(&self, what: &str) -> serde_json::Value {

@@ -5,6 +5,7 @@
 
 use super::{
     Kafka, blocking,
+    headers::is_filler,
     limits::{AGE_INTERVAL, AGE_TIMEOUT, FETCH_WAIT, READER_POLL, ms},
     shard::number,
 };
@@ -17,6 +18,7 @@ use rdkafka::{
     Message, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
+    message::Headers as _,
 };
 use record::clock::Clock;
 use std::{
@@ -109,6 +111,8 @@ fn first_times(
     let deadline = Instant::now() + AGE_TIMEOUT;
     while !open.is_empty() {
         let seen = match consumer.poll(READER_POLL) {
+            // Nobody stores it.
+            Some(Ok(m)) if m.headers().is_some_and(|h| is_filler(h.iter().map(|h| (h.key, h.value)))) => None,
             Some(Ok(m)) => {
                 let partition = Partition(u32::try_from(m.partition()).unwrap_or_default());
                 if open.contains(&partition) {

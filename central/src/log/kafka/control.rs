@@ -22,10 +22,16 @@ use std::{
 const LOG_ID: &str = "log-id";
 
 /// The log's identity: read, or made when there is none. Blocks.
-pub(super) fn identity(options: &KafkaOptions, whole: &Whole, random: &dyn Random) -> Result<String, String> {
+pub(super) fn identity(
+    options: &KafkaOptions,
+    whole: &Whole,
+    asker: &BaseConsumer,
+    random: &dyn Random,
+) -> Result<String, String> {
     let topic = options.topic("control");
     let stored = || -> Result<Option<String>, String> {
-        let entries = whole.read(&topic, 0, WHOLE_TIMEOUT)?;
+        // Once it can be seen it stays; the word of an owner that is behind it may wait for that owner's next claim.
+        let entries = whole.read_stable(&topic, 0, WHOLE_TIMEOUT)?;
         let newest = entries.into_iter().rfind(|(key, _)| key == LOG_ID.as_bytes());
         Ok(newest.and_then(|(_, value)| String::from_utf8(value?).ok()))
     };
@@ -39,7 +45,7 @@ pub(super) fn identity(options: &KafkaOptions, whole: &Whole, random: &dyn Rando
             return Ok(text);
         }
         let text = format!("{id} {shape}");
-        owner.publish(options, LOG_ID, &text).map(|()| text).map_err(|e| e.to_string())
+        owner.publish(options, LOG_ID, &text, asker).map(|()| text).map_err(|e| e.to_string())
     };
     let mut tries = 0;
     let text = loop {

@@ -38,7 +38,7 @@ impl Poison {
 }
 
 /// The headers of a block.
-pub(super) fn encode(h: &RecordHeaders) -> OwnedHeaders {
+pub fn encode(h: &RecordHeaders) -> OwnedHeaders {
     let fields = [
         ("tidegate-version", VERSION.to_owned()),
         ("content-type", h.content_type.media_type().to_owned()),
@@ -55,6 +55,21 @@ pub(super) fn encode(h: &RecordHeaders) -> OwnedHeaders {
     ];
     let empty = OwnedHeaders::new_with_capacity(fields.len());
     fields.iter().fold(empty, |all, (key, value)| all.insert(Header { key, value: Some(value) }))
+}
+
+/// What a record says that it is when it is there only to be passed over.
+const FILLER: (&str, &str) = ("content-type", "application/vnd.tidegate.filler");
+
+/// The headers of a record that holds nothing: it carries the end of a transaction to a partition.
+pub(super) fn filler() -> OwnedHeaders {
+    let (key, value) = FILLER;
+    OwnedHeaders::new_with_capacity(1).insert(Header { key, value: Some(value) })
+}
+
+/// Whether a record holds nothing, by its headers, and says so.
+pub fn is_filler<'a>(mut headers: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> bool {
+    let (key, value) = FILLER;
+    headers.next() == Some((key, Some(value.as_bytes()))) && headers.next().is_none()
 }
 
 /// Headers and block of a record, checked as far as possible without opening the block; else why they are none. A header
@@ -210,6 +225,17 @@ mod tests {
             }
             assert_eq!(read(&other, Some(&bytes)).expect_err(name).kind, kind, "{name} = {value}");
         }
+    }
+
+    #[test]
+    fn a_filler_is_known_by_all_of_its_headers() {
+        let of = |headers: &OwnedHeaders| {
+            is_filler(headers.iter().map(|h| (h.key, h.value))).then(|| headers.count())
+        };
+        assert_eq!(of(&filler()), Some(1));
+        assert_eq!(of(&filler().insert(Header { key: "more", value: Some("x") })), None);
+        assert_eq!(of(&encode(&block().0)), None);
+        assert_eq!(of(&OwnedHeaders::new()), None);
     }
 
     /// The short form of the fuzz target `record_headers`.

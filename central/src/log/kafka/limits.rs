@@ -21,6 +21,9 @@ pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
 
 /// Within this readers of committed records see what was committed, or it counts as in doubt.
 pub(super) const SEEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The blocks of a transaction are looked for from so long before its progress on: more than it may stand open, and than the
+/// clocks of two brokers may differ.
+pub(super) const SINCE_MARGIN: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 pub(super) const SEEN_POLL: Duration = Duration::from_millis(1);
 

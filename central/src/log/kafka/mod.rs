@@ -16,6 +16,7 @@
 
 mod age;
 mod control;
+mod hanging;
 pub mod headers;
 mod limits;
 mod membership;
@@ -35,7 +36,8 @@ use super::{
 use crate::{FANOUT_GROUP, SINK_GROUP, limits::OFFSET_METADATA_BYTES_MAX};
 use async_trait::async_trait;
 use control::Control;
-use daemon::metrics::Registry;
+use daemon::metrics::{CounterVec, Registry};
+use hanging::End;
 use headers::Poison;
 use limits::{ASK_TIMEOUT, RECONNECT_MAX, WHOLE_TIMEOUT, ms};
 use membership::Membership;
@@ -52,7 +54,7 @@ use shard::{Owner, number};
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,
@@ -67,7 +69,7 @@ pub struct KafkaOptions {
     pub brokers: Vec<String>,
     /// What the names of topics, groups and transactions begin with.
     pub prefix: String,
-    /// Partitions of the data topic; of it and `shards` one is a multiple of the other.
+    /// Partitions of the data topic, a multiple of `shards`: each is written by one shard.
     pub partitions: u32,
     /// Partitions of the progress topic.
     pub shards: u32,
@@ -149,6 +151,8 @@ pub struct Kafka {
     quarantine: Arc<Quarantine>,
     outlets: Option<Arc<Outlets>>,
     whole: Arc<Whole>,
+    /// Transactions that were left open by the brokers and ended here.
+    ended: Arc<OnceLock<CounterVec>>,
     watch: Watch,
     closed: AtomicBool,
 }
@@ -177,7 +181,7 @@ impl Kafka {
         let whole = Arc::new(Whole::new(options.clone()));
         let (at_start, reading) = (options.clone(), whole.clone());
         let started = blocking(move || {
-            let id = control::identity(&at_start, &reading, &*random)?;
+            let id = control::identity(&at_start, &reading, &asker(&at_start, "reader")?, &*random)?;
             Ok::<_, String>((id, Quarantine::open(&at_start, reading)?))
         });
         let (id, quarantine) = started.await??;
@@ -215,6 +219,7 @@ impl Kafka {
             options,
             outlets,
             whole,
+            ended: Arc::default(),
             watch,
             closed: AtomicBool::new(false),
         })
@@ -223,6 +228,14 @@ impl Kafka {
     /// Counts from now on, for the metrics.
     pub fn count_in(&self, registry: &Registry) {
         self.quarantine.count_in(registry);
+        let ended = registry.counter_vec(
+            "tidegate_log_transactions_ended_total",
+            "Transactions whose end the brokers had left out and a new owner wrote, by end.",
+            &["end"],
+        );
+        [End::Commit, End::Abort].iter().for_each(|end| drop(ended.with(&[end.name()])));
+        // A second time would be the same family.
+        let _ = self.ended.set(ended);
     }
 
     /// Waits until a thread of the log has ended although nobody asked it to, and says which: then the process is of no
@@ -260,11 +273,7 @@ impl Kafka {
         if let Some(asker) = askers.get(group) {
             return Ok(asker.clone());
         }
-        let mut config = self.options.client();
-        config.set("group.id", self.options.group(group)).set("enable.auto.commit", "false");
-        let asker: BaseConsumer =
-            config.set("isolation.level", "read_committed").create().map_err(|e| e.to_string())?;
-        let asker = Arc::new(asker);
+        let asker = Arc::new(asker(&self.options, group)?);
         askers.insert(group.to_owned(), asker.clone());
         Ok(asker)
     }
@@ -272,14 +281,15 @@ impl Kafka {
     /// Says that the shards committed here are nobody's: gateways then wait where they knock until somebody takes them,
     /// instead of being sent to a process that ends.
     async fn withdraw(&self) {
+        let Ok(asker) = self.asker("status") else { return };
         let claims: Vec<_> = lock(&self.claims).iter().map(|(shard, slot)| (*shard, slot.clone())).collect();
         let mut telling = tokio::task::JoinSet::new();
         for (shard, slot) in claims {
-            let options = self.options.clone();
+            let (options, asker) = (self.options.clone(), asker.clone());
             telling.spawn_blocking(move || {
-                let told = lock(&slot)
-                    .as_ref()
-                    .map(|owner| owner.publish(&options, &control::owner_key(shard), control::NOBODY));
+                let key = control::owner_key(shard);
+                let told =
+                    lock(&slot).as_ref().map(|owner| owner.publish(&options, &key, control::NOBODY, &asker));
                 if let Some(Err(error)) = told {
                     tracing::debug!(%shard, %error, "that a shard is let go of is not told");
                 }
@@ -292,6 +302,13 @@ impl Kafka {
         let known = partition.0 < self.options.partitions;
         if known { Ok(()) } else { Err(ReadError::NoPartition(partition)) }
     }
+}
+
+/// A client that sees what is committed, and asks for a group.
+fn asker(options: &KafkaOptions, group: &str) -> Result<BaseConsumer, String> {
+    let mut config = options.client();
+    config.set("group.id", options.group(group)).set("enable.auto.commit", "false");
+    config.set("isolation.level", "read_committed").create().map_err(|e| e.to_string())
 }
 
 /// The newest value of each key. Blocks.
@@ -343,14 +360,19 @@ impl Log for Kafka {
             if ours { Ok(()) } else { Err(ClaimError::NotOwner(shard)) }
         };
         let unavailable = move |reason: String| ClaimError::Unavailable { shard, reason };
+        let (asker, ended) = (self.asker("status").map_err(unavailable)?, self.ended.clone());
         let done = blocking(move || {
             is_ours()?;
             let mut slot = lock(&slot);
             // It is never used again.
             *slot = None;
             let owner = Owner::begin(&options, shard).map_err(|e| unavailable(e.to_string()))?;
+            if let Some(end) = hanging::close(&options, &whole, &owner, shard).map_err(unavailable)? {
+                tracing::warn!(%shard, end = end.name(), "the brokers had left a transaction open; it is ended");
+                ended.get().iter().for_each(|ended| ended.with(&[end.name()]).inc());
+            }
             let stored = progress(&options, &whole, shard).map_err(unavailable)?;
-            let told = owner.publish(&options, &control::owner_key(shard), &advertise);
+            let told = owner.publish(&options, &control::owner_key(shard), &advertise, &asker);
             told.map_err(|e| unavailable(e.to_string()))?;
             is_ours()?;
             *slot = Some(owner);

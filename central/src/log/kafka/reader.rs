@@ -256,9 +256,11 @@ impl Worker {
     fn take(&self, message: &BorrowedMessage<'_>) {
         let Ok(n) = u32::try_from(message.partition()) else { return };
         let (partition, offset) = (Partition(n), Offset(message.offset().max(0) as u64));
-        let fields = message.headers().map(|h| h.iter().map(|h| (h.key, h.value)));
-        let record = headers::decode(offset, fields, message.payload());
+        let fields = || message.headers().map(|h| h.iter().map(|h| (h.key, h.value)));
+        let filler = message.payload().is_none() && fields().is_some_and(headers::is_filler);
+        let record = headers::decode(offset, fields(), message.payload());
         if let Err(poison) = &record
+            && !filler
             && let Err(error) = (self.on_poison)((partition, offset), poison, message)
         {
             // It is read again, and is not passed before it is kept.

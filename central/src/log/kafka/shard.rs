@@ -14,20 +14,22 @@
 //!   `init_transactions`, which raises the epoch: stragglers of before are refused then. So the window is a request that is
 //!   late *and* whose repetition was answered in time, within one connection's life;
 //! - everything of a group is acknowledged by the brokers before its commit is sent, so that no record is late;
-//! - nothing is acknowledged before readers of committed records see it. Seen once, with a broker that had fenced itself: the
-//!   coordinator called a transaction committed and left its markers out, and the next transaction's abort took the records
-//!   along. What is not seen in time counts as in doubt, and the next claim waits for the truth;
+//! - nothing is acknowledged before readers of committed records see it: what is not seen in time counts as in doubt, and the
+//!   next claim ends what the brokers have left open ([`super::hanging`]);
 //! - a group's progress is in it, and the blocks of a stream are a chain: rows without their progress come again and stand
 //!   twice in the log, progress without its rows is a gap. The audit names either, with gateway, stream and seqs.
 
 use super::{
-    KafkaOptions, headers,
+    KafkaOptions,
+    hanging::End,
+    headers,
     limits::{
         DRAIN_TIMEOUT, MESSAGE_BYTES_MAX, PRODUCER_KIB_MAX, SEEN_POLL, SEEN_TIMEOUT, TRANSACTION_TIMEOUT, ms,
     },
     lock,
+    whole::Entry,
 };
-use crate::log::{CommitError, DataRecord, ProgressRecord, Shard, StreamEvents, partition_of};
+use crate::log::{CommitError, DataRecord, Partition, ProgressRecord, Shard, StreamEvents, partition_of};
 use rdkafka::{
     ClientContext, Message, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerGroupMetadata},
@@ -42,6 +44,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The highest offset of each partition that a transaction wrote.
+type Taken = BTreeMap<(String, i32), i64>;
+
 /// What became of the records of the transaction under way.
 #[derive(Default)]
 struct Deliveries(Mutex<Delivered>);
@@ -50,8 +55,7 @@ struct Deliveries(Mutex<Delivered>);
 struct Delivered {
     /// Why the first one that was not taken was not.
     failed: Option<String>,
-    /// The highest offset of each partition that took some.
-    highest: BTreeMap<(String, i32), i64>,
+    highest: Taken,
 }
 
 impl ClientContext for Deliveries {}
@@ -134,22 +138,57 @@ impl Owner {
             }
             Ok(())
         })?;
-        let deadline = Instant::now() + SEEN_TIMEOUT;
-        for ((topic, partition), offset) in taken {
-            // Where several shards write one partition, their open transactions are in front of this one's end.
-            if topic != data || options.shards <= options.partitions {
-                seen(asker, &topic, partition, offset, deadline)?;
-            }
-        }
-        Ok(())
+        seen(asker, &taken)
     }
 
-    /// One entry of the control topic, in a transaction of this owner, so that one who was fenced cannot write it.
-    pub(super) fn publish(&self, options: &KafkaOptions, key: &str, value: &str) -> Result<(), CommitError> {
-        let entry = self.transaction(|me| {
+    /// One entry of the control topic, in a transaction of this owner, so that one who was fenced cannot write it; `asker`
+    /// has seen it when this returns.
+    pub(super) fn publish(
+        &self,
+        options: &KafkaOptions,
+        key: &str,
+        value: &str,
+        asker: &BaseConsumer,
+    ) -> Result<(), CommitError> {
+        let taken = self.transaction(|me| {
             me.send(BaseRecord::to(&options.topic("control")).partition(0).key(key).payload(value))
-        });
-        entry.map(drop)
+        })?;
+        seen(asker, &taken)
+    }
+
+    /// Ends what an earlier transaction of this shard has left open in these partitions, with one over the same partitions:
+    /// `progress` stands there already, and in the data partitions readers pass over what is written.
+    pub(super) fn close(
+        &self,
+        options: &KafkaOptions,
+        shard: Shard,
+        progress: Option<&Entry>,
+        data: &[Partition],
+        end: End,
+    ) -> Result<(), CommitError> {
+        self.filled(|me| {
+            let topic = options.topic("data");
+            for partition in data {
+                let record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&topic);
+                me.send(record.partition(number(partition.0)).headers(headers::filler()))?;
+            }
+            let topic = options.topic("progress");
+            if let Some((key, value)) = progress {
+                let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&topic);
+                record = record.partition(number(shard.0)).key(&key[..]);
+                if let Some(value) = value {
+                    record = record.payload(&value[..]);
+                }
+                me.send(record)?;
+            }
+            Ok(())
+        })?;
+        let within = Timeout::After(TRANSACTION_TIMEOUT);
+        let ended = match end {
+            End::Commit => self.0.commit_transaction(within),
+            End::Abort => self.0.abort_transaction(within),
+        };
+        ended.map_err(|e| judged(&e))
     }
 
     /// Events, and where they leave a group of which we are this member.
@@ -173,11 +212,14 @@ impl Owner {
         published.map(drop)
     }
 
-    /// The highest offset of each partition that it wrote.
-    fn transaction(
-        &self,
-        fill: impl FnOnce(&Self) -> Result<(), CommitError>,
-    ) -> Result<BTreeMap<(String, i32), i64>, CommitError> {
+    fn transaction(&self, fill: impl FnOnce(&Self) -> Result<(), CommitError>) -> Result<Taken, CommitError> {
+        let taken = self.filled(fill)?;
+        let committed = self.0.commit_transaction(Timeout::After(TRANSACTION_TIMEOUT));
+        committed.map(|()| taken).map_err(|e| judged(&e))
+    }
+
+    /// A transaction of which the brokers have everything, but for its end.
+    fn filled(&self, fill: impl FnOnce(&Self) -> Result<(), CommitError>) -> Result<Taken, CommitError> {
         self.0.begin_transaction().map_err(|e| judged(&e))?;
         fill(self)?;
         // The library's own flush sleeps in steps of 100 ms.
@@ -194,8 +236,7 @@ impl Owner {
         if let Some(failed) = delivered.failed {
             return Err(self.fatal().unwrap_or(CommitError::Unknown(failed)));
         }
-        let committed = self.0.commit_transaction(Timeout::After(TRANSACTION_TIMEOUT));
-        committed.map(|()| delivered.highest).map_err(|e| judged(&e))
+        Ok(delivered.highest)
     }
 
     fn send<K: rdkafka::message::ToBytes + ?Sized, P: rdkafka::message::ToBytes + ?Sized>(
@@ -232,27 +273,25 @@ impl Drop for Owner {
     }
 }
 
-/// Waits until readers of committed records may see this offset: the markers behind a commit are written after its answer.
-fn seen(
-    asker: &BaseConsumer,
-    topic: &str,
-    partition: i32,
-    offset: i64,
-    deadline: Instant,
-) -> Result<(), CommitError> {
-    loop {
-        let end = asker.fetch_watermarks(topic, partition, SEEN_TIMEOUT);
-        if end.as_ref().is_ok_and(|(_, stable)| *stable > offset) {
-            return Ok(());
+/// Waits until readers of committed records may see all of it: the markers behind a commit are written after its answer.
+fn seen(asker: &BaseConsumer, taken: &Taken) -> Result<(), CommitError> {
+    let deadline = Instant::now() + SEEN_TIMEOUT;
+    for ((topic, partition), offset) in taken {
+        loop {
+            let end = asker.fetch_watermarks(topic, *partition, SEEN_TIMEOUT);
+            if end.as_ref().is_ok_and(|(_, stable)| stable > offset) {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(CommitError::Unknown(format!(
+                    "offset {offset} of {topic}-{partition} was called committed, but readers do not see it within \
+                     {SEEN_TIMEOUT:?} ({end:?})"
+                )));
+            }
+            std::thread::sleep(SEEN_POLL);
         }
-        if Instant::now() > deadline {
-            return Err(CommitError::Unknown(format!(
-                "offset {offset} of {topic}-{partition} was called committed, but readers do not see it within \
-                 {SEEN_TIMEOUT:?} ({end:?})"
-            )));
-        }
-        std::thread::sleep(SEEN_POLL);
     }
+    Ok(())
 }
 
 fn judged(error: &KafkaError) -> CommitError {

@@ -1,4 +1,4 @@
-//! Reads one partition of a small topic from its beginning to where it ended when asked.
+//! Reads one partition of a topic up to where it ended when asked: a small one from its beginning, or what is at the end.
 //!
 //! A shard that moves is waited for, so the clients of the last reads stay connected for the next ones.
 
@@ -11,6 +11,7 @@ use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
+    message::BorrowedMessage,
 };
 use std::{
     sync::{Arc, Mutex},
@@ -53,61 +54,174 @@ impl Whole {
     /// Committed records of a partition, oldest first, up to the high watermark that a client sees which does not wait
     /// for open transactions: everything that was committed before the call. Blocks.
     pub(super) fn read(&self, topic: &str, partition: i32, within: Duration) -> Result<Vec<Entry>, String> {
+        let mut entries = Vec::new();
+        self.with(within, |clients, deadline| {
+            let place = Place { topic, partition, deadline };
+            let high = end(&clients.all, place)?;
+            walk(&clients.committed, place, Offset::Beginning, high, |m| entries.push(entry(m)))
+        })?;
+        Ok(entries)
+    }
+
+    /// Committed records of a partition, oldest first, in front of any transaction that is open. Blocks.
+    pub(super) fn read_stable(
+        &self,
+        topic: &str,
+        partition: i32,
+        within: Duration,
+    ) -> Result<Vec<Entry>, String> {
+        let mut entries = Vec::new();
+        self.with(within, |clients, deadline| {
+            let place = Place { topic, partition, deadline };
+            let stable = end(&clients.committed, place)?;
+            walk(&clients.committed, place, Offset::Beginning, stable, |m| entries.push(entry(m)))
+        })?;
+        Ok(entries)
+    }
+
+    /// Where a partition ends. Blocks.
+    pub(super) fn ends(&self, topic: &str, partition: i32, within: Duration) -> Result<Ends, String> {
+        self.with(within, |clients, deadline| {
+            let place = Place { topic, partition, deadline };
+            let high = end(&clients.all, place)?;
+            Ok(Ends { stable: end(&clients.committed, place)?, high })
+        })
+    }
+
+    /// The records that readers of committed ones do not see yet, and whatever else is among them. Blocks.
+    pub(super) fn open(
+        &self,
+        (topic, partition): (&str, i32),
+        ends: Ends,
+        within: Duration,
+        each: impl FnMut(&BorrowedMessage<'_>),
+    ) -> Result<(), String> {
+        self.with(within, |clients, deadline| {
+            let place = Place { topic, partition, deadline };
+            walk(&clients.all, place, Offset::Offset(ends.stable), ends.high, each)
+        })
+    }
+
+    /// The committed records since a time, in milliseconds since the epoch by the broker's clock. Blocks.
+    pub(super) fn since(
+        &self,
+        (topic, partition): (&str, i32),
+        at_ms: i64,
+        within: Duration,
+        each: impl FnMut(&BorrowedMessage<'_>),
+    ) -> Result<(), String> {
+        let text = |e: KafkaError| e.to_string();
+        self.with(within, |clients, deadline| {
+            let place = Place { topic, partition, deadline };
+            let stable = end(&clients.committed, place)?;
+            let mut times = TopicPartitionList::new();
+            times.add_partition_offset(topic, partition, Offset::Offset(at_ms)).map_err(text)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let found = clients.committed.offsets_for_times(times, left).map_err(text)?;
+            match found.find_partition(topic, partition).map(|p| p.offset()) {
+                Some(from @ Offset::Offset(n)) if n < stable => {
+                    walk(&clients.committed, place, from, stable, each)
+                }
+                // Nothing is so new.
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn with<T>(
+        &self,
+        within: Duration,
+        work: impl FnOnce(&Clients, Instant) -> Result<T, String>,
+    ) -> Result<T, String> {
         let clients = self.clients()?;
-        let entries = clients.read(topic, partition, Instant::now() + within)?;
+        let done = work(&clients, Instant::now() + within)?;
         let mut idle = lock(&self.idle);
         if idle.len() < WHOLE_CLIENTS_MAX {
             idle.push(clients);
         }
-        Ok(entries)
+        Ok(done)
     }
 }
 
-impl Clients {
-    fn read(&self, topic: &str, partition: i32, deadline: Instant) -> Result<Vec<Entry>, String> {
-        let text = |e: KafkaError| e.to_string();
-        let high = self.end(topic, partition, deadline)?;
-        let mut from = TopicPartitionList::new();
-        from.add_partition_offset(topic, partition, Offset::Beginning).map_err(text)?;
-        self.committed.assign(&from).map_err(text)?;
-        let mut entries = Vec::new();
-        // An earlier read of this client is given up by the library in its own time, and until then it shows where that one
-        // ended. A position counts once there was none, or a record of this read.
-        let mut begun = false;
-        loop {
-            // The position passes records of the broker's own, which are never shown.
-            let position = self.committed.position().map_err(text)?;
-            let at = position.find_partition(topic, partition).map(|p| p.offset());
-            begun |= !matches!(at, Some(Offset::Offset(_)));
-            if high == 0 || begun && matches!(at, Some(Offset::Offset(at)) if at >= high) {
-                self.committed.unassign().map_err(text)?;
-                return Ok(entries);
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{topic}-{partition} was not read to {high} in time (at {at:?})"));
-            }
-            match self.committed.poll(READER_POLL) {
-                None => {}
-                Some(Ok(m)) => {
-                    begun = true;
-                    entries.push((m.key().unwrap_or_default().to_vec(), m.payload().map(<[u8]>::to_vec)));
+/// A record, copied.
+pub(super) fn entry(m: &BorrowedMessage<'_>) -> Entry {
+    (m.key().unwrap_or_default().to_vec(), m.payload().map(<[u8]>::to_vec))
+}
+
+/// Where a partition ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ends {
+    /// The last stable offset: in front of it no transaction is open.
+    pub(super) stable: i64,
+    /// The high watermark.
+    pub(super) high: i64,
+}
+
+impl Ends {
+    /// Whether a transaction is open.
+    pub(super) fn is_open(self) -> bool {
+        self.stable < self.high
+    }
+}
+
+/// What is read, and until when.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    topic: &'a str,
+    partition: i32,
+    deadline: Instant,
+}
+
+/// Shows each record from an offset on and in front of another.
+fn walk(
+    consumer: &BaseConsumer,
+    Place { topic, partition, deadline }: Place<'_>,
+    from: Offset,
+    to: i64,
+    mut each: impl FnMut(&BorrowedMessage<'_>),
+) -> Result<(), String> {
+    let text = |e: KafkaError| e.to_string();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, from).map_err(text)?;
+    consumer.assign(&list).map_err(text)?;
+    // An earlier read of this client is given up by the library in its own time, and until then it shows where that one
+    // ended. A position counts once there was none, or a record of this read.
+    let mut begun = false;
+    loop {
+        // The position passes records of the broker's own, which are never shown.
+        let position = consumer.position().map_err(text)?;
+        let at = position.find_partition(topic, partition).map(|p| p.offset());
+        begun |= !matches!(at, Some(Offset::Offset(_)));
+        if to == 0 || begun && matches!(at, Some(Offset::Offset(at)) if at >= to) {
+            return consumer.unassign().map_err(text);
+        }
+        if Instant::now() > deadline {
+            return Err(format!("{topic}-{partition} was not read to {to} in time (at {at:?})"));
+        }
+        match consumer.poll(READER_POLL) {
+            None => {}
+            Some(Ok(m)) => {
+                begun = true;
+                if m.offset() < to {
+                    each(&m);
                 }
-                Some(Err(e)) => tracing::debug!(error = %e, topic, partition, "a read is tried again"),
             }
+            Some(Err(e)) => tracing::debug!(error = %e, topic, partition, "a read is tried again"),
         }
     }
+}
 
-    /// The high watermark. A topic that has just been made has no leader for a moment, nor has one whose broker has gone.
-    fn end(&self, topic: &str, partition: i32, deadline: Instant) -> Result<i64, String> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.all.fetch_watermarks(topic, partition, left) {
-                Ok((_, high)) => return Ok(high),
-                Err(e) if left.is_zero() => return Err(format!("{topic}-{partition}: {e}")),
-                Err(e) => tracing::debug!(error = %e, topic, partition, "its end is asked for again"),
-            }
-            // Polled, so that the library takes in what the brokers say.
-            let _ = self.all.poll(FETCH_WAIT);
+/// Where a partition ends for this client. A topic that has just been made has no leader for a moment, nor has one whose
+/// broker has gone.
+fn end(consumer: &BaseConsumer, Place { topic, partition, deadline }: Place<'_>) -> Result<i64, String> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match consumer.fetch_watermarks(topic, partition, left) {
+            Ok((_, high)) => return Ok(high),
+            Err(e) if left.is_zero() => return Err(format!("{topic}-{partition}: {e}")),
+            Err(e) => tracing::debug!(error = %e, topic, partition, "its end is asked for again"),
         }
+        // Polled, so that the library takes in what the brokers say.
+        let _ = consumer.poll(FETCH_WAIT);
     }
 }
