@@ -95,6 +95,11 @@ pub struct Config {
     pub ack_timeout: Duration,
     /// A halted stream is tried again after so long.
     pub halted_retry: Duration,
+    /// How often central is asked again before a gap halts a stream: a process that lost the gateway's shard and has not heard
+    /// so yet knows less than was acknowledged.
+    pub gap_tries: u32,
+    /// From one such try to the next. What such a process is sent meanwhile it cannot commit, which tells it.
+    pub gap_retry: Duration,
 }
 
 impl Default for Config {
@@ -108,6 +113,8 @@ impl Default for Config {
             greeting_timeout: Duration::from_secs(15),
             ack_timeout: Duration::from_secs(30),
             halted_retry: Duration::from_secs(60),
+            gap_tries: 5,
+            gap_retry: Duration::from_secs(1),
         }
     }
 }
@@ -223,6 +230,10 @@ pub struct Forwarder {
     /// The lowest position that holds a block of a halted stream.
     stuck: Option<Position>,
     halted_since_ns: Option<u64>,
+    /// How often each stream met a gap since it last went on.
+    gaps: BTreeMap<StreamName, u32>,
+    /// A gap of this session is not told yet.
+    retry_soon: bool,
     last_ack_ns: u64,
     outputs: VecDeque<Output>,
 }
@@ -255,6 +266,8 @@ impl Forwarder {
             through,
             stuck: None,
             halted_since_ns: None,
+            gaps: BTreeMap::new(),
+            retry_soon: false,
             last_ack_ns: 0,
             outputs: VecDeque::new(),
         };
@@ -296,8 +309,7 @@ impl Forwarder {
             Phase::Greeting { since_ns } => Some(after(since_ns, self.config.greeting_timeout)),
             Phase::Open { .. } => {
                 let ack = (self.in_flight.0 > 0).then(|| after(self.last_ack_ns, self.config.ack_timeout));
-                let retry = self.halted_since_ns.map(|t| after(t, self.config.halted_retry));
-                ack.into_iter().chain(retry).min()
+                ack.into_iter().chain(self.retry_ns()).min()
             }
         }
     }
@@ -314,15 +326,19 @@ impl Forwarder {
             }
             Phase::Connecting => {}
             Phase::Greeting { .. } => self.close(now_ns, "central did not answer Hello"),
-            Phase::Open { .. }
-                if self.halted_since_ns.is_some_and(|t| now_ns >= t + nanos(self.config.halted_retry)) =>
-            {
+            Phase::Open { .. } if self.retry_ns().is_some_and(|t| now_ns >= t) => {
                 // Nothing failed: the new session comes at once.
                 self.failures = 0;
                 self.close(now_ns, "trying the halted streams again");
             }
             Phase::Open { .. } => self.close(now_ns, "central acknowledges nothing"),
         }
+    }
+
+    /// When a new session tries the halted streams again.
+    fn retry_ns(&self) -> Option<u64> {
+        let after = if self.retry_soon { self.config.gap_retry } else { self.config.halted_retry };
+        self.halted_since_ns.map(|since| since.saturating_add(nanos(after)))
     }
 
     /// The connection stands.
@@ -373,6 +389,7 @@ impl Forwarder {
         self.in_flight = (0, 0);
         self.stuck = None;
         self.halted_since_ns = None;
+        self.retry_soon = false;
         self.phase = Phase::Waiting { until_ns };
     }
 
@@ -459,6 +476,7 @@ impl Forwarder {
             Halt::Gap { expected: stream.sent.next(), found: first }
         } else {
             (stream.sent, stream.unproven) = (last, None);
+            self.gaps.remove(item.stream());
             return true;
         };
         self.halt(now_ns, item.stream().clone(), halt);
@@ -495,6 +513,14 @@ impl Forwarder {
         self.queue.retain(|(_, i)| *i.stream() != name);
         held.into_iter().for_each(|p| self.hold(p));
         self.halted_since_ns.get_or_insert(now_ns);
+        if matches!(why, Halt::Gap { .. }) {
+            let gaps = self.gaps.entry(name.clone()).or_default();
+            *gaps = gaps.saturating_add(1);
+            if *gaps <= self.config.gap_tries {
+                self.retry_soon = true;
+                return;
+            }
+        }
         self.outputs.push_back(Output::Halted(name, why));
     }
 

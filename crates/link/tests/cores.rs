@@ -493,18 +493,38 @@ fn a_refused_stream_is_held_alone_and_tried_again() {
 }
 
 #[test]
-fn other_rows_or_missing_rows_halt_the_stream() {
+fn other_rows_halt_the_stream() {
+    let mut f = opened(vec![welcome("m", 1, Digest::of(b"x"))]);
+    f.entry(0, entry(1, vec![Chain::new("m", LIFE).block(1, 0)]));
+    let out = drain(&mut f);
+    assert!(out.iter().any(|o| matches!(o, Out::Halted(_, Halt::Diverged { .. }))), "{out:?}");
+    assert_eq!(through(&out), None);
+}
+
+/// A process that lost its shard and has not heard so greets from what it knew.
+#[test]
+fn missing_rows_halt_the_stream_when_central_was_asked_again() {
     let mut chain = Chain::new("m", LIFE);
     let (a, b) = (chain.block(1, 0), chain.block(1, 0));
-    let cases =
-        [(welcome("m", 1, Digest::of(b"x")), a, "diverged"), (welcome("m", 0, Digest::default()), b, "gap")];
-    for (w, block, reason) in cases {
-        let mut f = opened(vec![w]);
-        f.entry(0, entry(1, vec![block]));
+    let stale = || vec![welcome("m", 0, Digest::default())];
+    let (mut f, mut now) = (opened(stale()), 0);
+    for tries in 0..=5 {
+        f.entry(now, entry(1, vec![b.clone()]));
         let out = drain(&mut f);
-        assert!(out.iter().any(|o| matches!(o, Out::Halted(_, h) if h.name() == reason)), "{out:?}");
         assert_eq!(through(&out), None);
+        let told = out.iter().any(|o| matches!(o, Out::Halted(_, Halt::Gap { .. })));
+        assert_eq!(told, tries == 5);
+        let retry = f.next_deadline_ns().expect("a retry");
+        assert_eq!(retry - now, if told { 60_000_000_000 } else { 1_000_000_000 });
+        f.tick(retry);
+        now = f.next_deadline_ns().expect("a time to come back");
+        f.tick(now);
+        f.connected(now);
+        f.welcome(now, if told { vec![welcome("m", 1, a.header.hash)] } else { stale() });
+        drain(&mut f);
     }
+    f.entry(now, entry(1, vec![b]));
+    assert_eq!(sent(&drain(&mut f)), [2]);
 }
 
 /// A folder that was restored holds other rows under the seqs that central has: they are the only copy.
