@@ -96,6 +96,8 @@ impl Committer {
                 Step::Take(until) => until,
                 Step::Commit(commit) => match self.commit(commit).await {
                     Ok(()) => continue,
+                    // The log has let go of the shard already.
+                    Err(_) if stop.is_cancelled() => return Ended::Asked,
                     Err(error) => return self.failed(error),
                 },
             };

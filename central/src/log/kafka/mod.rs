@@ -288,8 +288,10 @@ impl Kafka {
             let (options, asker) = (self.options.clone(), asker.clone());
             telling.spawn_blocking(move || {
                 let key = control::owner_key(shard);
-                let told =
-                    lock(&slot).as_ref().map(|owner| owner.publish(&options, &key, control::NOBODY, &asker));
+                // It begins no other transaction, and this one is over when the groups are left: where the next owner finds
+                // one open, the library waits half a second.
+                let owner = lock(&slot).take();
+                let told = owner.map(|owner| owner.publish(&options, &key, control::NOBODY, &asker));
                 if let Some(Err(error)) = told {
                     tracing::debug!(%shard, %error, "that a shard is let go of is not told");
                 }
