@@ -12,12 +12,15 @@ use crate::{
     fault::Fault,
     mutant::Mutant,
     schedule::{MS, SECOND},
-    sink::Found,
+    sink::{Found, Tables},
     world::World,
 };
 use central::{
     log::{Offset, StoredRecord},
-    sink::limits::{QUIET, SURE},
+    sink::{
+        intent::Intent,
+        limits::{QUIET, SURE},
+    },
 };
 use record::{Digest, StreamName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -59,8 +62,8 @@ pub(crate) enum Statement {
     Insert(Asker, Insert, u32),
     /// Its second half.
     View(Asker, Insert, u32),
-    /// What the tables of these streams hold of `from..to`.
-    ReadBack(Asker, BTreeSet<StreamName>, Offset, Offset),
+    /// What the tables of these streams hold of an intent's records.
+    ReadBack(Asker, BTreeSet<StreamName>, Intent),
     MaxOffset(Asker),
 }
 
@@ -72,14 +75,13 @@ pub(crate) struct Rows {
     pub(crate) rows: u64,
     pub(crate) first_seq: u64,
     pub(crate) last_seq: u64,
-    /// The number of the insert that brought them.
-    insert: u64,
 }
 
 #[derive(Debug, Default)]
 struct Window {
     tokens: VecDeque<Token>,
-    inserts: u64,
+    /// When each insert came.
+    inserts: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -96,7 +98,7 @@ impl Window {
 
     /// Remembers a token; gives how many were pushed out.
     fn push(&mut self, token: &str, now: u64) -> usize {
-        self.inserts += 1;
+        self.inserts.push(now);
         self.tokens.push_back(Token { text: token.to_owned(), half_at: None });
         let before = self.tokens.len();
         let half = before.saturating_sub(WINDOW / 2);
@@ -130,17 +132,20 @@ impl World {
         match statement {
             Statement::Insert(asker, insert, life) => self.insert(asker, insert, life),
             Statement::View(asker, insert, life) => self.view(asker, insert, life),
-            Statement::ReadBack(asker, streams, from, to) => {
-                let mut found: BTreeMap<Offset, Found> = BTreeMap::new();
-                for table in streams.iter().filter_map(|s| self.server.tables.get(s)) {
-                    for ((_, offset), r) in table.rows.range((asker.place, from)..(asker.place, to)) {
+            Statement::ReadBack(asker, streams, intent) => {
+                let mut held = Tables::default();
+                for (name, table) in streams.iter().filter_map(|s| self.server.tables.get_key_value(s)) {
+                    let range = (asker.place, intent.from)..(asker.place, intent.to);
+                    for ((_, offset), r) in table.rows.range(range) {
                         let rows = r.rows * r.times;
                         let (first_seq, last_seq) = (r.first_seq, r.last_seq);
-                        let newer = table.window.inserts - r.insert;
-                        found.insert(*offset, Found { rows, first_seq, last_seq, newer, ..Found::default() });
+                        held.found.insert(*offset, Found { rows, first_seq, last_seq, ..Found::default() });
                     }
+                    let since = |at: &&u64| **at / SECOND >= intent.named_at;
+                    let newer = table.window.inserts.iter().filter(since).count();
+                    held.newer.insert(name.clone(), newer as u64);
                 }
-                self.answer(asker, Answer::Found(found));
+                self.answer(asker, Answer::Found(held));
             }
             Statement::MaxOffset(asker) => {
                 let of = |t: &Table| {
@@ -174,7 +179,6 @@ impl World {
                     rows: u64::from(h.rows),
                     first_seq: h.first_seq.0,
                     last_seq: h.last_seq.0,
-                    insert: t.window.inserts,
                 });
                 rows.times += 1;
             }

@@ -1,10 +1,9 @@
 //! What may happen: everything that is on its way between a gateway, a process of central, the broker and the server.
 
-use crate::{broker::Request, clickhouse::Statement, fault::Fault, seat::News, sink::Found};
+use crate::{broker::Request, clickhouse::Statement, fault::Fault, seat::News, sink::Tables};
 use central::log::{CommitError, Committed, Offset, ProgressRecord, StoredRecord};
 use link::message::{ToCentral, ToGateway};
 use record::StreamName;
-use std::collections::BTreeMap;
 
 /// A process that can die or stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,7 +98,7 @@ pub(crate) enum Answer {
     OffsetCommitted(Result<(), CommitError>),
     /// How an insert into a table ended: done, or in doubt, and whether the server said so.
     Inserted(StreamName, Result<(), bool>),
-    Found(BTreeMap<Offset, Found>),
+    Found(Tables),
     Unreadable,
 }
 

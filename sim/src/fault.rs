@@ -44,7 +44,7 @@ faults! {
     LinkDies 10_000 "a link process dies right after a step of its core",
     SinkDies 10_000 "a sink process dies right after a step of its core",
     LinkStops 10_000 "a link process stands still right after a step of its core",
-    SinkStops 10_000 "a sink process stands still right after a step of its core",
+    SinkStops 30_000 "a sink process stands still right after a step of its core",
     LinkMoves 300_000 "a link process leaves its group and joins again",
     SinkMoves 300_000 "a sink process leaves its group and joins again",
     Cut 800_000 "a connection is cut; what is on the way may still arrive",

@@ -86,7 +86,7 @@ fn one(seed: u64, flags: &Flags) -> bool {
 }
 
 fn mutants(flags: &Flags) -> bool {
-    let most = flags.seeds.unwrap_or(5_000);
+    let most = flags.seeds.unwrap_or(10_000);
     let hunted = hunt_all(flags.from, most);
     if flags.json {
         let all: Vec<_> = hunted

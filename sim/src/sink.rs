@@ -10,7 +10,7 @@ use crate::{
     seat::{Kind, Seat},
     world::World,
 };
-pub(crate) use central::sink::core::Found;
+pub(crate) use central::sink::core::{Found, Tables};
 use central::{
     log::{CommitError, Committed, Offset, Partition, StoredRecord},
     sink::{
@@ -171,12 +171,12 @@ impl World {
         let high = if self.mutant == Some(Mutant::SinkReadsUncommitted) { Offset(high.0 + 1) } else { high };
         let Some(task) = self.lane(n, place) else { return };
         let now = if careless && task.asked_at > 0 { task.asked_at } else { real };
-        let step = task.lane.step(now, high);
+        let step = task.lane.step(now, now / SECOND, high);
         (task.question, task.asked_at, task.waits_for_tail) = (number, real, false);
         self.say(|_| format!("sink {n} partition {place}: {step:?}"));
         let asker = Asker { address, place, question: number, heard: true };
         self.stepped(address);
-        let reads = matches!(step, Step::Start | Step::Read(_) | Step::ReadRange(..) | Step::ReadBack(..));
+        let reads = matches!(step, Step::Start | Step::Read(_) | Step::ReadRange(..) | Step::ReadBack(_));
         let fails = reads && self.chance.strikes(Fault::ReadFailed);
         let within = self.chance.between(MS, 10 * MS);
         match step {
@@ -201,12 +201,12 @@ impl World {
                 self.asks(n, place, &step);
                 self.broker_later(within, Request::Read(asker, from, (to.0 - from.0) as usize));
             }
-            Step::ReadBack(from, to) => {
+            Step::ReadBack(ref intent) => {
                 self.asks(n, place, &step);
                 let hands = self.lane(n, place).map(|t| &t.hands);
-                let streams = hands.into_iter().flat_map(|h| h.range(from..to));
+                let streams = hands.into_iter().flat_map(|h| h.range(intent.from..intent.to));
                 let streams = streams.map(|(_, r)| r.headers.stream.clone()).collect();
-                self.ask_server(within, Statement::ReadBack(asker, streams, from, to));
+                self.ask_server(within, Statement::ReadBack(asker, streams, intent.clone()));
             }
             Step::Commit(offset, metadata) => self.commit_offset(n, asker, offset, metadata),
             Step::Insert(intent, offsets) => self.inserts(n, asker, &intent, &offsets),
@@ -363,11 +363,11 @@ impl World {
                 task.lane.on_range(now, Ok(items));
             }
             (Asked::Range(_), _) => task.lane.on_range(now, Err("unreadable".into())),
-            (Asked::ReadBack, Answer::Found(mut found)) => {
+            (Asked::ReadBack, Answer::Found(mut tables)) => {
                 if mutant == Some(Mutant::NoReadBack) {
-                    found = task.hands.values().map(all_there).collect();
+                    tables.found = task.hands.values().map(all_there).collect();
                 }
-                task.lane.on_read_back(now, Ok(found));
+                task.lane.on_read_back(now, Ok(tables));
             }
             (Asked::ReadBack, _) => task.lane.on_read_back(now, Err("unreadable".into())),
             (Asked::Insert, Answer::Inserted(stream, result)) => {

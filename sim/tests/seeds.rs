@@ -5,7 +5,7 @@ use tidegate_sim::{Fault, Mutant, Trace, hunt_all, many, run};
 /// More is done by hand: `cargo xtask sim --seeds 1000000`.
 const SEEDS: u64 = 10_000;
 /// A mutant that lives longer is not found.
-const SEEDS_PER_MUTANT: u64 = 5_000;
+const SEEDS_PER_MUTANT: u64 = 10_000;
 
 #[test]
 fn ten_thousand_seeds_hold() {

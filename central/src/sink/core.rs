@@ -21,115 +21,14 @@
 //!
 //! It never sees a block: an [`Item`] is what its headers say.
 
+mod words;
+
+pub use words::{Answer, Event, Found, Item, Pace, Step, Tables};
+
 use super::intent::{self, Intent};
 use crate::log::{Committed, Offset};
-use record::{Digest, Seq, StreamName};
+use record::StreamName;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// A record of the log, as far as the protocol must know it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Item {
-    /// Where it stands.
-    pub offset: Offset,
-    /// Its stream, hence its table.
-    pub stream: StreamName,
-    /// Its rows.
-    pub rows: u32,
-    /// Seq of its first row.
-    pub first_seq: Seq,
-    /// Seq of its last row.
-    pub last_seq: Seq,
-    /// Bytes of its block.
-    pub bytes: usize,
-    /// Hash of its block.
-    pub hash: Digest,
-}
-
-/// What the tables hold of one record.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Found {
-    /// Rows in the stream's table.
-    pub rows: u64,
-    /// Smallest seq among them.
-    pub first_seq: u64,
-    /// Largest seq among them.
-    pub last_seq: u64,
-    /// How often it stands in the table of quarantined blocks.
-    pub quarantined: u64,
-    /// Inserts into the stream's table since, at most.
-    pub newer: u64,
-}
-
-/// How the inserts into one table ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// The server said that everything is in.
-    Done,
-    /// It is not known whether it is in.
-    Doubt {
-        /// The server has answered: it is not at work on it any more.
-        ended: bool,
-        /// What happened.
-        reason: String,
-    },
-}
-
-/// When a range is large enough, and how long to wait; times in nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pace {
-    /// Rows that trigger an insert, and its limit.
-    pub rows_max: u64,
-    /// Bytes of blocks that trigger an insert, and its limit.
-    pub bytes_max: usize,
-    /// Least time from one insert to the next while less than that is there.
-    pub linger_ns: u64,
-    /// See [`super::limits::QUIET`].
-    pub quiet_ns: u64,
-    /// See [`super::limits::SURE`].
-    pub sure_ns: u64,
-    /// A token is remembered for certain while the table took fewer inserts since.
-    pub tokens: u64,
-    /// First pause after a failure.
-    pub backoff_min_ns: u64,
-    /// Longest pause after a failure.
-    pub backoff_max_ns: u64,
-}
-
-/// What to do next. Each step except the waits is answered by the method of the same name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Read the committed offset, and the largest offset in the tables: [`Lane::on_start`].
-    Start,
-    /// Read records from here on: [`Lane::on_read`].
-    Read(Offset),
-    /// Read the records of an intent, `from ..to`: [`Lane::on_range`].
-    ReadRange(Offset, Offset),
-    /// Commit an offset and its metadata: [`Lane::on_commit`].
-    Commit(Offset, String),
-    /// Insert these records: [`Lane::on_insert`].
-    Insert(Intent, Vec<Offset>),
-    /// Look for the records `from ..to` in the tables: [`Lane::on_read_back`].
-    ReadBack(Offset, Offset),
-    /// Nothing, until the tail moves or this moment has come.
-    Wait(Option<u64>),
-    /// Nothing, until this moment.
-    Sleep(u64),
-}
-
-/// What happened, for log and metrics.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Records up to this offset are in their tables.
-    Stored(Offset),
-    /// An insert's end is not known, or a step failed.
-    Doubted(String),
-    /// A range got a new generation.
-    Renamed(Intent),
-    /// A range is in its tables, but nobody can tell whether the views on them have it.
-    ViewsUnsure(Intent),
-    /// What is stored contradicts itself; the lane looks again, and needs a person.
-    Halted(String),
-}
 
 /// One range under way.
 #[derive(Debug)]
@@ -142,6 +41,8 @@ struct Work {
     /// Until then an insert of this range may still be at work in the server.
     quiet_until: u64,
     doubted: bool,
+    /// It was said that the views are not sure of it.
+    unsure: bool,
 }
 
 #[derive(Debug, Default)]
@@ -185,6 +86,8 @@ pub struct Lane {
     inserted_at: Option<u64>,
     /// When the question was asked whose answer allows the next insert.
     sure_since: u64,
+    /// Seconds of the epoch at the last step.
+    wall: u64,
     failures: u32,
     events: Vec<Event>,
 }
@@ -204,6 +107,7 @@ impl Lane {
             work: None,
             inserted_at: None,
             sure_since: 0,
+            wall: 0,
             failures: 0,
             events: Vec::new(),
         }
@@ -224,8 +128,8 @@ impl Lane {
         self.next_read
     }
 
-    /// The next step, at `now`, with records up to `high` in the log.
-    pub fn step(&mut self, now: u64, high: Offset) -> Step {
+    /// The next step, at `now` and `wall` seconds of the epoch, with records up to `high` in the log.
+    pub fn step(&mut self, now: u64, wall: u64, high: Offset) -> Step {
         if let State::Pause(until, _) = &self.state {
             if now < *until {
                 return Step::Sleep(*until);
@@ -239,8 +143,9 @@ impl Lane {
             self.events.push(Event::Doubted(reason));
             self.state = State::Start;
         }
+        self.wall = wall;
         let step = self.next_step(now, high);
-        if matches!(step, Step::Commit(..) | Step::ReadBack(..)) {
+        if matches!(step, Step::Commit(..) | Step::ReadBack(_)) {
             self.sure_since = now;
         }
         step
@@ -280,7 +185,7 @@ impl Lane {
         let (from, to) = (work.intent.from, work.intent.to);
         match &self.state {
             State::Range => Step::ReadRange(from, to),
-            State::ReadBack => Step::ReadBack(from, to),
+            State::ReadBack => Step::ReadBack(work.intent.clone()),
             State::Insert(offsets) => Step::Insert(work.intent.clone(), offsets.clone()),
             _ => Step::Commit(from, work.intent.encode()),
         }
@@ -336,10 +241,11 @@ impl Lane {
             rows: items.iter().map(|i| u64::from(i.rows)).sum(),
             digest: intent::digest(items.iter().map(|i| i.hash)),
             generation: 0,
+            named_at: self.wall,
             log: self.log.clone(),
         };
         let sent = Some(BTreeMap::new());
-        self.work = Some(Work { intent, items, sent, quiet_until: 0, doubted: false });
+        self.work = Some(Work { intent, items, sent, quiet_until: 0, doubted: false, unsure: false });
     }
 
     /// Answers [`Step::Start`]: the committed position, and the largest offset of this partition in any table.
@@ -379,7 +285,8 @@ impl Lane {
             Some(intent) => {
                 // Whoever stored it may have sent it; the server may still be at work on it.
                 let quiet_until = now + self.pace.quiet_ns;
-                self.work = Some(Work { intent, items: Vec::new(), sent: None, quiet_until, doubted: true });
+                let (items, sent, doubted, unsure) = (Vec::new(), None, true, false);
+                self.work = Some(Work { intent, items, sent, quiet_until, doubted, unsure });
                 State::Range
             }
         };
@@ -494,16 +401,16 @@ impl Lane {
         };
     }
 
-    /// Answers [`Step::ReadBack`]; records of which nothing is there may be left out.
-    pub fn on_read_back(&mut self, now: u64, answer: Result<BTreeMap<Offset, Found>, String>) {
-        let found = match answer {
-            Ok(found) => found,
+    /// Answers [`Step::ReadBack`].
+    pub fn on_read_back(&mut self, now: u64, answer: Result<Tables, String>) {
+        let tables = match answer {
+            Ok(tables) => tables,
             Err(reason) => return self.failed(now, reason, State::ReadBack),
         };
         let Some(work) = &mut self.work else { return };
         let mut missing: BTreeMap<StreamName, BTreeSet<Offset>> = BTreeMap::new();
         for item in &work.items {
-            let there = found.get(&item.offset).copied().unwrap_or_default();
+            let there = tables.of(item.offset);
             if there == Found::default() {
                 missing.entry(item.stream.clone()).or_default().insert(item.offset);
             } else if !is_exactly(item, &there) {
@@ -518,25 +425,28 @@ impl Lane {
         let same_name = work.sent.as_ref().is_some_and(|sent| {
             missing.iter().all(|(stream, m)| sent.get(stream).is_some_and(|s| s.offsets == *m && !s.answered))
         });
+        let remembered = |stream: &StreamName| tables.newer.get(stream).is_none_or(|n| *n < self.pace.tokens);
+        let (mut again, unsure) = unanswered(work, &tables, &remembered);
+        // A part that the server lost may have reached a view, which takes it twice once the name is forgotten.
+        let forgotten = same_name && !missing.keys().all(remembered);
         let offsets: Vec<Offset> = missing.into_values().flatten().collect();
-        let (mut again, unsure) = unanswered(work, &found, self.pace.tokens);
         if same_name {
             again.extend(&offsets);
+        }
+        let waits = again.is_empty() && !offsets.is_empty() && now < work.quiet_until;
+        if (forgotten || unsure && again.is_empty() && !waits) && !work.unsure {
+            work.unsure = true;
+            self.events.push(Event::ViewsUnsure(work.intent.clone()));
         }
         if !again.is_empty() {
             self.state = State::Insert(again);
         } else if offsets.is_empty() {
-            if unsure {
-                self.events.push(Event::ViewsUnsure(work.intent.clone()));
-            }
             self.state = State::Settled(work.intent.to);
-        } else if now < work.quiet_until {
+        } else if waits {
             self.state = State::Pause(work.quiet_until, Box::new(State::ReadBack));
         } else {
-            if unsure {
-                self.events.push(Event::ViewsUnsure(work.intent.clone()));
-            }
             work.intent.generation += 1;
+            work.intent.named_at = self.wall;
             work.sent = Some(BTreeMap::new());
             self.events.push(Event::Renamed(work.intent.clone()));
             self.state = State::Intend(offsets);
@@ -558,17 +468,20 @@ impl Lane {
 
 /// Records that are there though nobody has answered for their insert: those of tables that remember its token for
 /// certain, and whether there are others.
-fn unanswered(work: &Work, found: &BTreeMap<Offset, Found>, tokens: u64) -> (Vec<Offset>, bool) {
+fn unanswered(
+    work: &Work,
+    tables: &Tables,
+    remembered: &impl Fn(&StreamName) -> bool,
+) -> (Vec<Offset>, bool) {
     let Some(sent) = &work.sent else { return (Vec::new(), true) };
     let (mut again, mut unsure) = (Vec::new(), false);
-    for table in sent.values().filter(|s| !s.answered) {
-        let there = table.offsets.iter().filter_map(|o| found.get(o)).filter(|f| f.rows > 0);
+    for (stream, table) in sent.iter().filter(|(_, s)| !s.answered) {
         // Nothing of it is there, or it is missing in part and gets another name.
-        if there.clone().count() == 0 {
+        if !table.offsets.iter().any(|o| tables.of(*o).rows > 0) {
             continue;
         }
-        let whole = table.offsets.iter().all(|o| found.get(o).is_some_and(|f| *f != Found::default()));
-        if whole && there.clone().all(|f| f.newer < tokens) {
+        let whole = table.offsets.iter().all(|o| tables.of(*o) != Found::default());
+        if whole && remembered(stream) {
             again.extend(&table.offsets);
         } else {
             unsure = true;

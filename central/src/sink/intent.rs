@@ -16,6 +16,8 @@ pub struct Intent {
     pub digest: u64,
     /// 0 for the first name; one more when the range had to be inserted in part under a new name.
     pub generation: u32,
+    /// When it got this name, in seconds of the epoch: no insert under it is older.
+    pub named_at: u64,
     /// The log that the offsets belong to.
     pub log: String,
 }
@@ -31,8 +33,8 @@ pub fn digest(hashes: impl Iterator<Item = Digest>) -> u64 {
 impl Intent {
     /// As it is stored: ASCII, below 300 bytes.
     pub fn encode(&self) -> String {
-        let Self { from, to, rows, digest, generation, log } = self;
-        format!("1 {from} {to} {rows} {digest:016x} {generation} {log}")
+        let Self { from, to, rows, digest, generation, named_at, log } = self;
+        format!("2 {from} {to} {rows} {digest:016x} {generation} {named_at} {log}")
     }
 
     /// Reads what [`Intent::encode`] wrote; `None` for the empty text, which says that there is no intent.
@@ -41,9 +43,9 @@ impl Intent {
             return Ok(None);
         }
         let bad = || format!("{text:?} is not an intent of this version");
-        let mut fields = text.splitn(7, ' ');
+        let mut fields = text.splitn(8, ' ');
         let mut next = || fields.next().ok_or_else(bad);
-        if next()? != "1" {
+        if next()? != "2" {
             return Err(bad());
         }
         let number = |field: &str| field.parse::<u64>().map_err(|_| bad());
@@ -53,6 +55,7 @@ impl Intent {
             rows: number(next()?)?,
             digest: u64::from_str_radix(next()?, 16).map_err(|_| bad())?,
             generation: next()?.parse().map_err(|_| bad())?,
+            named_at: number(next()?)?,
             log: next()?.to_owned(),
         };
         if intent.from >= intent.to { Err(bad()) } else { Ok(Some(intent)) }
@@ -78,13 +81,14 @@ mod tests {
             rows: 7,
             digest: 0xabc,
             generation: 2,
+            named_at: 1_790_000_000,
             log: "6f1c".into(),
         };
         let text = intent.encode();
         assert!(text.is_ascii() && text.len() < 300);
         assert_eq!(Intent::decode(&text), Ok(Some(intent.clone())));
         assert_eq!(Intent::decode(""), Ok(None));
-        for bad in ["x", "2 5 900 7 0 2 l", "1 9 9 1 0 0 l", "1 5 900 7 0 2", "1 5 9 7 zz 2 l"] {
+        for bad in ["x", "1 5 900 7 0 2 l", "2 9 9 1 0 0 5 l", "2 5 900 7 0 2 9", "2 5 9 7 zz 2 9 l"] {
             assert!(Intent::decode(bad).is_err(), "{bad}");
         }
         assert_eq!(intent.token(Partition(3), "m", 0), "6f1c-3-5-900-2-m-0");

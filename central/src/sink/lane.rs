@@ -93,7 +93,8 @@ impl LaneDriver {
         let mut tail = self.log.tail_moved(SINK_GROUP, self.partition);
         loop {
             let high = *tail.borrow_and_update();
-            match lane.step(self.clock.monotonic_ns(), high) {
+            let wall = u64::try_from(self.clock.wall_ns() / 1_000_000_000).unwrap_or_default();
+            match lane.step(self.clock.monotonic_ns(), wall, high) {
                 Step::Wait(until) => self.wait(until, Some(&mut tail)).await,
                 Step::Sleep(until) => self.wait(Some(until), None).await,
                 step => self.carry_out(step, &mut lane, &mut hands).await,
@@ -135,11 +136,11 @@ impl LaneDriver {
                 let (answers, ()) = tokio::join!(insert, prepare);
                 lane.on_insert(now(), answers);
             }
-            Step::ReadBack(from, to) => {
-                let streams: BTreeSet<StreamName> =
-                    hands.range(from, to).map(|r| r.headers.stream.clone()).collect();
-                let found = self.store.read_back(self.partition, from, to, &streams).await;
-                lane.on_read_back(now(), found.map_err(|e| e.to_string()));
+            Step::ReadBack(intent) => {
+                let range = hands.range(intent.from, intent.to);
+                let streams: BTreeSet<StreamName> = range.map(|r| r.headers.stream.clone()).collect();
+                let tables = self.store.read_back(self.partition, &intent, &streams).await;
+                lane.on_read_back(now(), tables.map_err(|e| e.to_string()));
             }
             Step::Wait(_) | Step::Sleep(_) => {}
         }

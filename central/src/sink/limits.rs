@@ -21,6 +21,8 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 pub const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause after a failure.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How far the clocks of central and of its ClickHouse server may be apart, when inserts are counted since a moment.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// From one insert of a lane to its next, unless ranges are full.
 pub const LINGER: Duration = Duration::from_millis(150);
 /// Lanes that may write one table at their full rate, with room to a log of the default size.

@@ -3,9 +3,9 @@
 use super::{
     ahead::Prepared,
     block::{self, Opened, Piece},
-    core::{Answer, Found},
+    core::{Answer, Found, Tables as Held},
     intent::Intent,
-    limits::{INSERT_TIMEOUT, STATEMENT_TIMEOUT},
+    limits::{CLOCK_SKEW, INSERT_TIMEOUT, STATEMENT_TIMEOUT},
     metrics::SinkMetrics,
 };
 use crate::{
@@ -197,35 +197,29 @@ impl Store {
         self.send(&into, "RowBinary", body.into(), token).await
     }
 
-    /// What the tables hold of the records `from ..to` of these streams.
+    /// What the tables hold of the records of an intent, which are of these streams.
     pub async fn read_back(
         &self,
         partition: Partition,
-        from: Offset,
-        to: Offset,
+        intent: &Intent,
         streams: &BTreeSet<StreamName>,
-    ) -> Result<BTreeMap<Offset, Found>, ClickhouseError> {
+    ) -> Result<Held, ClickhouseError> {
         self.metrics.read_backs.inc();
+        let (from, to) = (intent.from, intent.to);
         let range = format!("_partition = {partition} AND _offset >= {from} AND _offset < {to}");
-        let mut found: BTreeMap<Offset, Found> = BTreeMap::new();
+        let mut tables = Held::default();
+        let found = &mut tables.found;
         for stream in streams {
-            let table = self.named(stream.as_str());
-            // Each insert takes a number, of which the parts that it became tell the lowest.
-            let number = "toInt64OrZero(splitByChar('_', toString(_part))[2])";
-            let newest = format!(
-                "SELECT max(max_block_number) FROM system.parts WHERE active AND database = {} AND table = {}",
-                text_literal(self.clickhouse.database()),
-                text_literal(stream.as_str())
-            );
+            let newer = self.inserts_since(stream, intent.named_at).await?;
+            tables.newer.insert(stream.clone(), newer);
             let sql = format!(
-                "SELECT _offset, count(), min(seq), max(seq), ifNull(toUInt64(greatest(({newest}) - min({number}), 0)), 0) \
-                 FROM {table} WHERE {range} GROUP BY _offset"
+                "SELECT _offset, count(), min(seq), max(seq) FROM {} WHERE {range} GROUP BY _offset",
+                self.named(stream.as_str())
             );
-            for (offset, rows, first_seq, last_seq, newer) in none_without_table(
-                self.clickhouse.rows::<(u64, u64, u64, u64, u64)>(&sql, STATEMENT_TIMEOUT).await,
-            )? {
+            let rows = self.clickhouse.rows::<(u64, u64, u64, u64)>(&sql, STATEMENT_TIMEOUT).await;
+            for (offset, rows, first_seq, last_seq) in none_without_table(rows)? {
                 let entry = found.entry(Offset(offset)).or_default();
-                *entry = Found { rows, first_seq, last_seq, newer, ..*entry };
+                *entry = Found { rows, first_seq, last_seq, ..*entry };
             }
         }
         let sql =
@@ -234,7 +228,22 @@ impl Store {
         for (offset, times) in none_without_table(rows)? {
             found.entry(Offset(offset)).or_default().quarantined = times;
         }
-        Ok(found)
+        Ok(tables)
+    }
+
+    /// Inserts that a table took since this second of the epoch, at most. Each takes a number, and a part names the
+    /// highest one in it; parts that were merged away are told of for some minutes.
+    pub async fn inserts_since(&self, stream: &StreamName, at: u64) -> Result<u64, ClickhouseError> {
+        let before = at.saturating_sub(CLOCK_SKEW.as_secs());
+        let sql = format!(
+            "SELECT toUInt64(greatest(max(max_block_number), 0)), \
+             toUInt64(greatest(maxIf(max_block_number, toUnixTimestamp(modification_time) < {before}), 0)) \
+             FROM system.parts WHERE database = {} AND table = {}",
+            text_literal(self.clickhouse.database()),
+            text_literal(stream.as_str())
+        );
+        let rows = self.clickhouse.rows::<(u64, u64)>(&sql, STATEMENT_TIMEOUT).await?;
+        Ok(rows.first().map_or(0, |(newest, then)| newest - then))
     }
 
     /// The largest offset of a partition in any table.

@@ -1,9 +1,13 @@
 //! Views that somebody made on a stream's table have each row once, whatever is repeated.
 
 use crate::bed::{F, Gateway, Life, PATIENCE, kill_server, open_log, put};
+use daemon::metrics::Registry;
 use record::ColumnType;
-use std::time::{Duration, Instant};
-use tidegate_central::clickhouse::{View, Views};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tidegate_central::{
+    clickhouse::{View, Views},
+    sink::{SinkMetrics, limits::CLOCK_SKEW, store::Store},
+};
 
 async fn run(life: &Life, statements: &[&str]) {
     for sql in statements {
@@ -168,5 +172,27 @@ async fn a_view_that_cannot_be_made_safe_is_named() {
     assert_eq!((remembered.view.as_str(), remembered.stream.as_str()), ("tidegate.remembered", "machine"));
     let problem = remembered.problem.as_deref().unwrap_or_default();
     assert!(problem.contains("is a Memory, which recognises no repeated block"), "{problem}");
+    life.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inserts_are_counted_from_a_moment_on_also_when_they_are_merged() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = open_log(dir.path());
+    let life = Life::begin(dir.path(), &log);
+    let mut gateway = Gateway::new("g0", "machine", &[F]);
+    for _ in 0..6 {
+        put(&log, 0, vec![gateway.record(5)]).await;
+        life.settled(&log).await;
+    }
+    let metrics = SinkMetrics::new(&Registry::new());
+    let store = Store::new(life.clickhouse.clone(), life.tables.clone(), log.clone(), metrics);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    let since = async |at: u64| store.inserts_since(&gateway.stream, at).await.expect("an answer");
+    // What came within the clocks' difference before counts, too.
+    let soon = now + CLOCK_SKEW.as_secs() + 120;
+    assert_eq!((since(0).await, since(now).await, since(soon).await), (6, 6, 0));
+    run(&life, &["OPTIMIZE TABLE tidegate.machine FINAL"]).await;
+    assert_eq!((since(now).await, since(soon).await), (6, 0));
     life.end().await;
 }
