@@ -24,8 +24,10 @@ pub const SCHEMAS_PER_SESSION_MAX: usize = 4_096;
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a standing session's certificate is looked up in the list of revoked ones.
 pub const REVOCATION_CHECK_INTERVAL: Duration = Duration::from_secs(10);
-/// A group is committed at once when it holds so many bytes of blocks; it may go over by one block.
-pub const GROUP_BYTES: usize = 8 << 20;
+/// A group is committed at once when it holds so many bytes of blocks; it may go over by one block. A gateway that has much
+/// to send must be able to fill one while the one before is committed: if its window held no more than a group, each would
+/// wait for the commit interval.
+pub const GROUP_BYTES: usize = 4 << 20;
 /// Most connections that can be configured.
 pub const CONNECTIONS_MAX: i64 = 1 << 20;
 /// How often the extent of the log is asked for the metrics.
@@ -42,5 +44,6 @@ pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Largest frame that a group makes: its blocks, one more, and their headers.
 pub const GROUP_FRAME_BYTES_MAX: u64 = 16 << 20;
 
+const _: () = assert!(2 * (GROUP_BYTES + BLOCK_BYTES_MAX) <= ::link::limits::IN_FLIGHT_BYTES);
 const _: () = assert!(GROUP_BYTES + BLOCK_BYTES_MAX < GROUP_FRAME_BYTES_MAX as usize);
 const _: () = assert!(GROUP_BYTES + BLOCK_BYTES_MAX < journal::limits::PAYLOAD_BYTES_MAX);

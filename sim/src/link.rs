@@ -16,7 +16,7 @@ use central::{
     log::{CommitError, DataRecord, Progress, ProgressRecord, shard_of},
 };
 use link::{
-    message::{Batch, ToCentral, ToGateway},
+    message::{Batch, Hashed, ToCentral, ToGateway},
     receive::{Output, SessionId},
 };
 use record::{Digest, GatewayId, Seq, StreamName, chain_hash};
@@ -270,7 +270,7 @@ impl World {
                 me.by_connection.insert(connection, id);
                 return self.put(n, shard, id, Input::Said(Said::Hello(hello, Vec::new())));
             }
-            ToCentral::Batch(batch) => Said::Batch(batch),
+            ToCentral::Batch(batch) => Said::Batch(Hashed::of(batch)),
             ToCentral::Lost(lost) => Said::Lost(lost),
             ToCentral::Ledger(ledger) => Said::Ledger(ledger),
         };
@@ -309,11 +309,13 @@ impl World {
                     };
                     let outputs = match input {
                         Input::Said(mut said) => {
-                            if let (Some(mutant), Said::Batch(batch)) = (self.mutant, &mut said) {
+                            if let (Some(mutant), Said::Batch(hashed)) = (self.mutant, &mut said) {
+                                let mut batch = hashed.clone().into_batch();
                                 let connection = self.links[n].sessions.get(&id).map_or(0, |(c, _)| *c);
                                 let gateway = self.gateway_of(connection);
                                 let Some(open) = self.open(n, shard) else { return };
-                                believe(mutant, batch, &gateway, &mut open.heads);
+                                believe(mutant, &mut batch, &gateway, &mut open.heads);
+                                *hashed = Hashed::of(batch);
                             }
                             let Some(open) = self.open(n, shard) else { return };
                             open.order.input(id, said, now, now as i64)

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::log::{CommitError, Progress, ProgressRecord, Shard};
 use ::link::{
-    message::{Batch, Hello, Lost, Refuse, StreamLedger, ToGateway},
+    message::{Hashed, Hello, Lost, Refuse, StreamLedger, ToGateway},
     receive::{Output, SessionId},
     server::{Goodbye, Outbound},
 };
@@ -29,7 +29,7 @@ pub(super) enum Input {
         closed: CancellationToken,
         connection: Connection,
     },
-    Batch(SessionId, Batch),
+    Batch(SessionId, Hashed),
     Lost(SessionId, Lost),
     Ledger(SessionId, Vec<StreamLedger>),
     Refuse(SessionId, Refuse),

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 use ::link::{
-    message::{Batch, Hello, Lost, Refuse, StreamLedger},
+    message::{Hashed, Hello, Lost, Refuse, StreamLedger},
     receive::{Accepted, Group, Heard, Known, Output, Receiver, SessionId, Stranger},
 };
 use record::{Counts, GatewayId, StreamName};
@@ -32,7 +32,7 @@ pub enum Said {
     /// It begins; `refused` are streams whose columns do not fit their tables.
     Hello(Hello, Vec<Refuse>),
     /// Rows.
-    Batch(Batch),
+    Batch(Hashed),
     /// Rows that will never come.
     Lost(Lost),
     /// What the gateway counted.
@@ -251,7 +251,10 @@ fn quarantined(s: Stranger, times: u64) -> Quarantined {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ::link::{limits::PROTOCOL, message::ToGateway};
+    use ::link::{
+        limits::PROTOCOL,
+        message::{Batch, ToGateway},
+    };
     use bytes::Bytes;
     use record::{BlockHeader, Digest, Incarnation, Seq, chain_hash};
 
@@ -293,7 +296,7 @@ mod tests {
             hash,
         };
         *head = (first, hash);
-        Said::Batch(Batch { header, bytes })
+        Said::Batch(Hashed::of(Batch { header, bytes }))
     }
 
     #[test]

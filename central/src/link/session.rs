@@ -14,12 +14,12 @@ use crate::{
 };
 use ::link::{
     limits::PROTOCOL,
-    message::{Batch, Hello, Refuse, RefuseCode, ToCentral, ToGateway},
+    message::{Batch, Hashed, Hello, Refuse, RefuseCode, ToCentral, ToGateway},
     receive::SessionId,
     server::{Goodbye, Handler, Inbound, InboundError, Outbound, Peer, Refusal},
     tls::RevokedSerials,
 };
-use record::{GatewayId, Seq, StreamName, StreamSchema, block};
+use record::{GatewayId, Incarnation, Seq, StreamName, StreamSchema, block};
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
@@ -95,6 +95,7 @@ impl Sessions {
         };
         let mut session = Session {
             id: SessionId(self.next.fetch_add(1, Relaxed)),
+            incarnation: hello.incarnation,
             gate: self.parts.gate.clone(),
             known: BTreeSet::new(),
             committer: committer.clone(),
@@ -221,6 +222,7 @@ impl Handler for Sessions {
 
 struct Session {
     id: SessionId,
+    incarnation: Incarnation,
     gate: Arc<dyn SchemaGate>,
     /// Schemas that were let in, by stream and fingerprint.
     known: BTreeSet<(StreamName, u64)>,
@@ -259,8 +261,11 @@ impl Session {
                 ToCentral::Hello(_) => {
                     return Err(InboundError::Connection("Hello was said twice".into()));
                 }
-                ToCentral::Batch(batch) => match self.look_inside(&batch).await {
-                    Ok(()) => Input::Batch(id, batch),
+                ToCentral::Batch(mut batch) => match self.look_inside(&batch).await {
+                    Ok(()) => {
+                        batch.header.incarnation = self.incarnation;
+                        Input::Batch(id, Hashed::of(batch))
+                    }
                     Err(message) => Input::Refuse(id, self.conflict(&batch.header.stream, message)),
                 },
                 ToCentral::Lost(lost) => Input::Lost(id, lost),

@@ -15,7 +15,7 @@ pub const TEXT_BYTES_MAX: usize = 512;
 /// Blocks sent and not yet acknowledged, by default.
 pub const IN_FLIGHT_BATCHES: usize = 64;
 /// Bytes sent and not yet acknowledged, by default.
-pub const IN_FLIGHT_BYTES: usize = 8 << 20;
+pub const IN_FLIGHT_BYTES: usize = 12 << 20;
 /// Retired incarnations remembered per stream.
 pub const RETIRED_MAX: usize = 16;
 /// Blocks per stream whose hashes central remembers, to tell a repeat from a stranger.

@@ -1,7 +1,9 @@
 //! What the two ends say to each other, with every name and number already checked.
 
 use bytes::Bytes;
-use record::{BlockHeader, Counts, Digest, GatewayId, Incarnation, Seq, StreamName, StreamSchema};
+use record::{
+    BlockHeader, Counts, Digest, GatewayId, Incarnation, Seq, StreamName, StreamSchema, chain_hash,
+};
 
 /// From a gateway to central.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +69,38 @@ pub struct Batch {
     pub header: BlockHeader,
     /// The encoded rows.
     pub bytes: Bytes,
+}
+
+/// A block beside the hash that it has: worked out by each session for itself, since the order of a shard is one for all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hashed {
+    batch: Batch,
+    hash: Digest,
+}
+
+impl Hashed {
+    /// Hashes a block; its incarnation is known by now.
+    pub fn of(batch: Batch) -> Self {
+        let h = &batch.header;
+        let hash =
+            chain_hash(&h.prev_hash, &h.stream, h.incarnation, h.first, h.last, h.schema, &batch.bytes);
+        Self { batch, hash }
+    }
+
+    /// What it says it is.
+    pub fn header(&self) -> &BlockHeader {
+        &self.batch.header
+    }
+
+    /// The hash that its header has to name.
+    pub fn hash(&self) -> Digest {
+        self.hash
+    }
+
+    /// The block alone.
+    pub fn into_batch(self) -> Batch {
+        self.batch
+    }
 }
 
 /// Rows that the gateway had given seqs and cannot send.

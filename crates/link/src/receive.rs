@@ -22,10 +22,11 @@
 use crate::{
     limits::{RECENT_BLOCKS, RETIRED_MAX},
     message::{
-        Ack, Batch, Hello, Lost, Refuse, RefuseCode, StreamHello, StreamLedger, StreamWelcome, ToGateway,
+        Ack, Batch, Hashed, Hello, Lost, Refuse, RefuseCode, StreamHello, StreamLedger, StreamWelcome,
+        ToGateway,
     },
 };
-use record::{Digest, GatewayId, Incarnation, Seq, StreamName, chain_hash};
+use record::{BlockHeader, Digest, GatewayId, Incarnation, Seq, StreamName};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// A connection of a gateway.
@@ -290,13 +291,14 @@ impl Receiver {
     }
 
     /// A block came.
-    pub fn batch(&mut self, id: SessionId, mut batch: Batch, at_ns: i64) -> Vec<Output> {
+    pub fn batch(&mut self, id: SessionId, batch: Hashed, at_ns: i64) -> Vec<Output> {
         let mut out = Vec::new();
-        let Some((name, incarnation)) = self.taker(id, &batch.header.stream) else { return out };
-        batch.header.incarnation = incarnation;
-        let key = batch.header.stream.clone();
+        let Some((name, _)) = self.taker(id, &batch.header().stream) else { return out };
+        let key = batch.header().stream.clone();
         let stream = self.stream(&name, &key);
-        match stream.judge(&batch) {
+        let verdict = stream.judge(&batch);
+        let batch = batch.into_batch();
+        match verdict {
             Verdict::Accept(head) => {
                 if stream.accepted.as_ref().is_some_and(|a| a.incarnation != head.incarnation) {
                     stream.recent.clear();
@@ -323,7 +325,7 @@ impl Receiver {
                 self.pending.strangers.push(Stranger {
                     gateway: name.clone(),
                     stream: key.clone(),
-                    incarnation,
+                    incarnation: batch.header.incarnation,
                     first: batch.header.first,
                     last: batch.header.last,
                     hash: batch.header.hash,
@@ -542,8 +544,8 @@ fn retired(stored: &Head, incarnation: Incarnation) -> String {
 }
 
 impl Stream {
-    fn judge(&self, batch: &Batch) -> Verdict {
-        let h = &batch.header;
+    fn judge(&self, batch: &Hashed) -> Verdict {
+        let (h, hash) = (batch.header(), batch.hash());
         let base = match &self.accepted {
             Some(a) if a.incarnation == h.incarnation => a.clone(),
             Some(a) if a.retired.contains(&h.incarnation) => {
@@ -553,7 +555,7 @@ impl Stream {
             _ => Head::new(h.incarnation),
         };
         if h.last <= base.last {
-            return self.judge_repeat(&base, batch);
+            return self.judge_repeat(&base, h);
         }
         if h.first <= base.last {
             return Verdict::Strange(format!(
@@ -570,8 +572,6 @@ impl Stream {
                 h.first, h.prev_hash, base.hash
             ));
         }
-        let hash =
-            chain_hash(&h.prev_hash, &h.stream, h.incarnation, h.first, h.last, h.schema, &batch.bytes);
         if hash != h.hash {
             return Verdict::Strange(format!(
                 "the bytes of seq {} to {} have the hash {hash}, the block says {}",
@@ -582,8 +582,7 @@ impl Stream {
     }
 
     /// The block ends where rows are stored already: the same block again, or another one?
-    fn judge_repeat(&self, base: &Head, batch: &Batch) -> Verdict {
-        let h = &batch.header;
+    fn judge_repeat(&self, base: &Head, h: &BlockHeader) -> Verdict {
         let known = if h.last == base.last {
             Some(base.hash)
         } else {

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use link::{
     forward::{Config, Entry, Forwarder, Item, Output as Out, Position},
-    message::{Batch, Hello, Lost, StreamHello, ToCentral, ToGateway},
+    message::{Batch, Hashed, Hello, Lost, StreamHello, ToCentral, ToGateway},
     receive::{Head, Known, Output, Receiver, SessionId},
 };
 use record::{
@@ -184,7 +184,7 @@ impl World {
         let (Some(id), Some(message)) = (self.session, self.up.pop_front()) else { return false };
         let out = match message {
             ToCentral::Hello(h) => self.receiver.hello(id, &h, vec![], 0),
-            ToCentral::Batch(b) => self.receiver.batch(id, b, 0),
+            ToCentral::Batch(b) => self.receiver.batch(id, Hashed::of(b), 0),
             ToCentral::Lost(l) => self.receiver.lost(id, &l),
             ToCentral::Ledger(_) => unreachable!("none is sent here"),
         };

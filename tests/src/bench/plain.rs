@@ -1,10 +1,12 @@
-//! What this machine does without any of our programs: reading and writing files in order, loopback.
+//! What this machine does without any of our programs: reading, writing and copying files in order, loopback.
 
 use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
     time::Instant,
 };
 
@@ -13,6 +15,8 @@ use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 
 /// Bytes of one read or write of a file.
 const CHUNK: usize = 1 << 20;
+/// Chunks that [`copy`] reads ahead.
+const AHEAD: usize = 8;
 /// Bytes of one read or write of a socket.
 const SOCKET_CHUNK: usize = 256 << 10;
 
@@ -55,9 +59,7 @@ pub fn read(files: &[PathBuf]) -> Result<f64> {
 /// Bytes a second of writing a file that is synced after every `group` bytes, as a log's must be. The file is allocated
 /// before the clock starts, and removed.
 pub fn write(path: &Path, bytes: u64, group: u64) -> Result<f64> {
-    let mut file = File::create(path)?;
-    fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
-    file.sync_all()?;
+    let mut file = allocated(path, bytes)?;
     // Noise, in case the disk is clever about zeros.
     let chunk: Vec<u8> =
         (0..CHUNK as u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
@@ -75,12 +77,58 @@ pub fn write(path: &Path, bytes: u64, group: u64) -> Result<f64> {
     Ok(rate)
 }
 
+fn allocated(path: &Path, bytes: u64) -> Result<File> {
+    let file = File::create(path)?;
+    fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Bytes a second of reading the files and writing them, as [`write`] does, at the same time.
+pub fn copy(files: &[PathBuf], path: &Path, group: u64) -> Result<f64> {
+    let bytes = files.iter().map(|f| Ok(fs::metadata(f)?.len())).sum::<Result<u64>>()?;
+    let mut file = allocated(path, bytes)?;
+    let (chunks, taken) = mpsc::sync_channel(AHEAD);
+    let begun = Instant::now();
+    let rate = thread::scope(|scope| -> Result<f64> {
+        let reader = scope.spawn(move || -> Result<()> {
+            for path in files {
+                let mut file = File::open(path)?;
+                loop {
+                    let mut chunk = vec![0; CHUNK];
+                    let n = file.read(&mut chunk)?;
+                    chunk.truncate(n);
+                    // The writer is gone only when it has failed, and says so itself.
+                    if n == 0 || chunks.send(chunk).is_err() {
+                        break;
+                    }
+                }
+            }
+            Ok(())
+        });
+        let (mut written, mut synced) = (0, 0);
+        for chunk in taken {
+            file.write_all(&chunk)?;
+            written += chunk.len() as u64;
+            if written - synced >= group {
+                file.sync_data()?;
+                synced = written;
+            }
+        }
+        file.sync_data()?;
+        reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+        Ok(written as f64 / begun.elapsed().as_secs_f64())
+    })?;
+    fs::remove_file(path)?;
+    Ok(rate)
+}
+
 /// Bytes a second of one TCP connection over loopback, from one thread to another.
 pub fn loopback(bytes: u64) -> Result<f64> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     let begun = Instant::now();
-    let sender = std::thread::spawn(move || -> Result<()> {
+    let sender = thread::spawn(move || -> Result<()> {
         let mut out = TcpStream::connect(address)?;
         let chunk = vec![7; SOCKET_CHUNK];
         for _ in 0..bytes.div_ceil(SOCKET_CHUNK as u64) {
@@ -113,6 +161,7 @@ mod tests {
         assert_eq!(all.len(), 1, "what was written is removed");
         forget(&all)?;
         assert!(read(&all)? > 0.0);
+        assert!(copy(&all, &folder.path().join("z"), 1 << 20)? > 0.0);
         assert!(loopback(1 << 20)? > 0.0);
         Ok(())
     }
