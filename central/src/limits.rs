@@ -28,6 +28,8 @@ pub const REVOCATION_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// to send must be able to fill one while the one before is committed: if its window held no more than a group, each would
 /// wait for the commit interval.
 pub const GROUP_BYTES: usize = 4 << 20;
+/// The same with small blocks: a group is committed at once when one gateway has half of its window in it.
+pub const BLOCKS_OF_ONE: usize = ::link::limits::IN_FLIGHT_BATCHES / 2;
 /// Most connections that can be configured.
 pub const CONNECTIONS_MAX: i64 = 1 << 20;
 /// How often the extent of the log is asked for the metrics.

@@ -226,7 +226,7 @@ impl World {
     }
 
     fn claimed(&mut self, n: usize, shard: u32, current: bool) {
-        let pace = GroupPace { interval_ns: self.interval, bytes_max: 300 };
+        let pace = GroupPace { interval_ns: self.interval, bytes_max: 300, blocks_of_one: 3 };
         let (wrong, mutant) = (!current, self.mutant);
         let Link { seat, shards, .. } = &mut self.links[n];
         let Some(task) = shards.get_mut(&shard) else { return };

@@ -8,7 +8,10 @@ use super::{
     core::{Commit, GroupPace, Order, Said, Step},
     gateways::Connection,
 };
-use crate::log::{CommitError, Progress, ProgressRecord, Shard};
+use crate::{
+    limits::BLOCKS_OF_ONE,
+    log::{CommitError, Progress, ProgressRecord, Shard},
+};
 use ::link::{
     message::{Hashed, Hello, Lost, Refuse, StreamLedger, ToGateway},
     receive::{Output, SessionId},
@@ -72,7 +75,8 @@ impl Committer {
     ) -> Self {
         parts.gateways.stored(&stored);
         let interval_ns = u64::try_from(config.commit_interval.as_nanos()).unwrap_or(u64::MAX);
-        let order = Order::new(GroupPace { interval_ns, bytes_max: config.commit_bytes }, stored);
+        let pace = GroupPace { interval_ns, bytes_max: config.commit_bytes, blocks_of_one: BLOCKS_OF_ONE };
+        let order = Order::new(pace, stored);
         Self { shard, parts, inputs, order, sessions: BTreeMap::new() }
     }
 

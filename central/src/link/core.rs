@@ -5,8 +5,8 @@
 //! with [`Order::on_commit`], which gives the acknowledgements, or ends the claim.
 //!
 //! Invariants:
-//! - a group is committed when its first part has waited for the interval, or when it is full; while it is full nothing
-//!   more is taken in;
+//! - a group is committed when its first part has waited for the interval, when it is full, or when a session has as much in
+//!   it as it may send before it is acknowledged, by half; then nothing more is taken in before;
 //! - one group is under way at a time, and nothing of it is acknowledged before its commit is known to have succeeded;
 //! - after a commit that failed or is in doubt it is of no use any more: only a new claim tells what is stored.
 //!
@@ -46,8 +46,10 @@ pub enum Said {
 pub struct GroupPace {
     /// A group is committed when its first part has waited so long, in nanoseconds…
     pub interval_ns: u64,
-    /// …or when its blocks have so many bytes.
+    /// …or when its blocks have so many bytes…
     pub bytes_max: usize,
+    /// …or when so many of them are of one session.
+    pub blocks_of_one: usize,
 }
 
 /// What to do next.
@@ -81,6 +83,9 @@ pub struct Order {
     quarantined: BTreeMap<Key, Quarantined>,
     /// When the waiting group is to be committed.
     due: Option<u64>,
+    /// Blocks of each session since the last group, and whether those of one are enough.
+    blocks: BTreeMap<SessionId, usize>,
+    crowded: bool,
 }
 
 impl Order {
@@ -106,7 +111,8 @@ impl Order {
             }
         }
         let receiver = Receiver::new(known.into_values());
-        Self { pace, receiver, counted: all_counted, quarantined, due: None }
+        let (counted, blocks) = (all_counted, BTreeMap::new());
+        Self { pace, receiver, counted, quarantined, due: None, blocks, crowded: false }
     }
 
     /// A session says something, at `now_ns` on the monotonic clock and `wall_ns` on the other one.
@@ -118,7 +124,12 @@ impl Order {
                 }
                 self.receiver.hello(session, &hello, refused, wall_ns)
             }
-            Said::Batch(batch) => self.receiver.batch(session, batch, wall_ns),
+            Said::Batch(batch) => {
+                let blocks = self.blocks.entry(session).or_default();
+                *blocks += 1;
+                self.crowded |= *blocks >= self.pace.blocks_of_one;
+                self.receiver.batch(session, batch, wall_ns)
+            }
             Said::Lost(lost) => self.receiver.lost(session, &lost),
             Said::Ledger(ledger) => {
                 self.receiver.ledger(session, ledger, wall_ns);
@@ -144,11 +155,14 @@ impl Order {
 
     /// What to do at `now_ns`.
     pub fn step(&mut self, now_ns: u64) -> Step {
-        let full = self.receiver.pending().bytes >= self.pace.bytes_max;
+        let pending = self.receiver.pending();
+        let full = pending.bytes >= self.pace.bytes_max || self.crowded && !pending.is_empty();
         if !full && self.due.is_none_or(|due| now_ns < due) {
             return Step::Take(self.due);
         }
         self.due = None;
+        self.blocks.clear();
+        self.crowded = false;
         let group = self.receiver.take_group();
         Step::Commit(self.commit(group))
     }
@@ -258,7 +272,7 @@ mod tests {
     use bytes::Bytes;
     use record::{BlockHeader, Digest, Incarnation, Seq, chain_hash};
 
-    const PACE: GroupPace = GroupPace { interval_ns: 100, bytes_max: 20 };
+    const PACE: GroupPace = GroupPace { interval_ns: 100, bytes_max: 20, blocks_of_one: 100 };
     const SESSION: SessionId = SessionId(1);
 
     fn stream() -> StreamName {
@@ -324,6 +338,26 @@ mod tests {
         }
         assert!(matches!(order.step(10), Step::Commit(_)));
         assert_eq!(order.step(10), Step::Take(None), "what was taken is under way");
+    }
+
+    #[test]
+    fn a_session_that_waits_for_its_acknowledgements_does_not_wait_for_others() {
+        let pace = GroupPace { bytes_max: 1_000, blocks_of_one: 2, ..PACE };
+        let mut order = Order::new(pace, Vec::new());
+        let mut head = Default::default();
+        for (session, name) in [(SESSION, "plant-7"), (SessionId(2), "plant-8")] {
+            let hello = Hello { gateway: GatewayId::new(name).expect("valid"), ..hello() };
+            order.input(session, Said::Hello(hello, Vec::new()), 0, 0);
+        }
+        order.input(SESSION, block(&mut head), 10, 0);
+        order.input(SessionId(2), block(&mut Default::default()), 10, 0);
+        assert_eq!(order.step(10), Step::Take(Some(110)), "one block of each");
+        order.input(SESSION, block(&mut head), 10, 0);
+        let Step::Commit(commit) = order.step(10) else { panic!("two blocks of one") };
+        assert_eq!(commit.records.len(), 3);
+        order.on_commit(Ok(())).expect("committed");
+        order.input(SESSION, block(&mut head), 10, 0);
+        assert_eq!(order.step(10), Step::Take(Some(110)), "they are counted anew");
     }
 
     #[test]

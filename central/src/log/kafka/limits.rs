@@ -18,6 +18,8 @@ pub(super) const FETCHED_KIB_MAX: usize = 32_768;
 pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Within this everything of a transaction has been taken by the broker, or it is given up.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
+/// How often it is looked whether it has.
+pub(super) const DELIVERY_POLL: Duration = Duration::from_micros(200);
 
 /// Within this readers of committed records see what was committed, or it counts as in doubt.
 pub(super) const SEEN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -24,7 +24,8 @@ use super::{
     hanging::End,
     headers,
     limits::{
-        DRAIN_TIMEOUT, MESSAGE_BYTES_MAX, PRODUCER_KIB_MAX, SEEN_POLL, SEEN_TIMEOUT, TRANSACTION_TIMEOUT, ms,
+        DELIVERY_POLL, DRAIN_TIMEOUT, MESSAGE_BYTES_MAX, PRODUCER_KIB_MAX, SEEN_POLL, SEEN_TIMEOUT,
+        TRANSACTION_TIMEOUT, ms,
     },
     lock,
     whole::Entry,
@@ -41,6 +42,7 @@ use rdkafka::{
 use std::{
     collections::BTreeMap,
     sync::Mutex,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -224,13 +226,13 @@ impl Owner {
         fill(self)?;
         // The library's own flush sleeps in steps of 100 ms.
         let deadline = Instant::now() + DRAIN_TIMEOUT;
-        while self.0.in_flight_count() > 0 {
-            self.0.poll(Duration::from_millis(1));
+        while self.in_flight() > 0 {
             if Instant::now() > deadline {
                 return Err(CommitError::Unknown(format!(
                     "the broker did not take a group within {DRAIN_TIMEOUT:?}"
                 )));
             }
+            thread::sleep(DELIVERY_POLL);
         }
         let delivered = std::mem::take(&mut *lock(&self.0.context().0));
         if let Some(failed) = delivered.failed {
@@ -251,12 +253,20 @@ impl Owner {
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
                     if Instant::now() < deadline =>
                 {
-                    self.0.poll(Duration::from_millis(1));
+                    self.in_flight();
+                    thread::sleep(DELIVERY_POLL);
                     record = back;
                 }
                 Err((e, _)) => return Err(self.fatal().unwrap_or_else(|| judged(&e))),
             }
         }
+    }
+
+    /// Takes in what was delivered, and tells how many records were not yet. Without a time-out: the library's binding
+    /// spins through the last millisecond of one.
+    fn in_flight(&self) -> i32 {
+        self.0.poll(Duration::ZERO);
+        self.0.in_flight_count()
     }
 
     fn fatal(&self) -> Option<CommitError> {
@@ -288,7 +298,7 @@ fn seen(asker: &BaseConsumer, taken: &Taken) -> Result<(), CommitError> {
                      {SEEN_TIMEOUT:?} ({end:?})"
                 )));
             }
-            std::thread::sleep(SEEN_POLL);
+            thread::sleep(SEEN_POLL);
         }
     }
     Ok(())
