@@ -124,7 +124,7 @@ async fn round(rows: u64, sink: SinkOptions) -> Result<Round, Failure> {
     let mut tasks = Tasks::new();
     let clickhouse = start_server(&folder, &mut tasks)?;
     let (stop, stopped) = oneshot::channel::<&'static str>();
-    let tables = Arc::new(Tables::new(clickhouse.clone()));
+    let tables = Arc::new(Tables::new(clickhouse.clone(), log.partitions()));
     until_it_answers(&clickhouse).await?;
     let begun = Instant::now();
     let sink = sink::start(

@@ -163,13 +163,13 @@ pub async fn run(
     let base = base(config, &mut tasks).await?;
     watch_log(&base, &mut tasks);
     let clickhouse = start_clickhouse(&base, &mut tasks)?;
-    let tables = Arc::new(Tables::new(clickhouse.clone()));
+    let tables = Arc::new(Tables::new(clickhouse.clone(), base.log.partitions()));
     if base.config.roles.sink {
         start_sink(&base, &clickhouse, &tables, &mut tasks);
     }
     start_fanout(&base, &mut tasks);
     let gate = schema_gate(&base.config, tables);
-    let views: Arc<dyn ViewSource> = Arc::new(Views::new(clickhouse.clone()));
+    let views: Arc<dyn ViewSource> = Arc::new(Views::new(clickhouse.clone(), base.log.partitions()));
     let source: Arc<dyn QuerySource> = Arc::new(Reader::new(clickhouse));
     let auditor = start_auditor(&base, &source, views, &mut tasks)?;
     // Before the first gateway may knock: every rule judges what is stored from now on.

@@ -208,7 +208,7 @@ impl Life {
         let parts = sink::Parts {
             log: log.clone(),
             clickhouse: clickhouse.clone(),
-            tables: Arc::new(Tables::new(clickhouse.clone())),
+            tables: Arc::new(Tables::new(clickhouse.clone(), log.partitions())),
             metrics: SinkMetrics::new(&registry),
             clock: Arc::new(SystemClock::new()),
             options: SinkOptions { linger: Duration::from_millis(20), ..SinkOptions::default() },
@@ -243,7 +243,7 @@ impl Life {
             gateways: Arc::new(Gateways::new()),
             frontier: Arc::new(LogFrontier(self.log.clone())),
             source: Arc::new(Reader::new(self.clickhouse.clone())),
-            views: Arc::new(Views::new(self.clickhouse.clone())),
+            views: Arc::new(Views::new(self.clickhouse.clone(), self.log.partitions())),
             clock: Arc::new(SystemClock::new()),
             registry: Registry::new(),
         })

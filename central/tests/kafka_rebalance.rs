@@ -141,7 +141,7 @@ impl Sink {
         let parts = sink::Parts {
             log: log.clone(),
             clickhouse: clickhouse.clone(),
-            tables: Arc::new(Tables::new(clickhouse.clone())),
+            tables: Arc::new(Tables::new(clickhouse.clone(), log.partitions())),
             metrics: SinkMetrics::new(&Registry::new()),
             clock: Arc::new(SystemClock::new()),
             options: SinkOptions { linger: Duration::from_millis(20), ..SinkOptions::default() },

@@ -2,7 +2,7 @@
 //! comes back and everything arrives.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use reqwest::StatusCode;
@@ -106,5 +106,25 @@ async fn large_events_go_through_the_smallest_buffer() -> anyhow::Result<()> {
             values.len()
         );
     }
+    Ok(())
+}
+
+/// What trickles in becomes one block a step.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_longer_step_makes_fewer_blocks() -> anyhow::Result<()> {
+    const EVENTS: usize = 60;
+    let buffer = "step-interval = \"1 s\"".to_owned();
+    let plant = Plant::start(&tidegate_tests::plant::Options { buffer, ..simple::options() }).await?;
+    let url = format!("http://{}/v1/ingest/{STREAM}?device=slow", plant.http);
+    let begun = Instant::now();
+    for payload in simple::payloads(0, EVENTS, 0).iter() {
+        let answer = client().post(&url).body(payload.clone()).send().await?;
+        ensure!(answer.status().is_success(), "{}", answer.status());
+    }
+    // Each step lasts its second from the first event on, so the machine's speed cannot make more of them.
+    let most = begun.elapsed().as_secs_f64().floor() + 1.0;
+    plant.rows(STREAM, EVENTS as u64, Duration::from_secs(60)).await?;
+    let blocks = plant.central_metrics().await?.sum("tidegate_link_batches_total", &[]);
+    ensure!(blocks >= 1.0 && blocks <= most, "{blocks} blocks of {EVENTS} events, at most {most} steps");
     Ok(())
 }

@@ -5,7 +5,7 @@
 use super::{ClickHouse, ClickhouseError};
 use crate::{
     link::{SchemaGate, SchemaRefusal},
-    sink::limits::{DEDUPLICATION_WINDOW, HELLO_TIMEOUT, STATEMENT_TIMEOUT},
+    sink::limits::{HELLO_TIMEOUT, STATEMENT_TIMEOUT, deduplication_window},
 };
 use async_trait::async_trait;
 use record::{Column, ColumnType, StreamName, StreamSchema};
@@ -17,9 +17,9 @@ pub const QUARANTINE: &str = "quarantined_blocks";
 
 /// What every table and every target of a view needs, so that a repeated insert is recognised, and so that what was
 /// acknowledged survives a power cut.
-fn engine_settings() -> String {
+fn engine_settings(window: u64) -> String {
     format!(
-        "SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}, fsync_after_insert = 1, \
+        "SETTINGS non_replicated_deduplication_window = {window}, fsync_after_insert = 1, \
          fsync_part_directory = 1"
     )
 }
@@ -53,14 +53,16 @@ type Columns = BTreeMap<String, String>;
 #[derive(Debug)]
 pub struct Tables {
     clickhouse: ClickHouse,
+    /// Blocks that a table made here remembers tokens of.
+    window: u64,
     /// Table → column → type. `None` before the first look, and after something was not as expected.
     known: Mutex<Option<BTreeMap<String, Columns>>>,
 }
 
 impl Tables {
-    /// Nothing is asked before it is needed.
-    pub fn new(clickhouse: ClickHouse) -> Self {
-        Self { clickhouse, known: Mutex::new(None) }
+    /// Nothing is asked before it is needed. Each of the lanes may write each table.
+    pub fn new(clickhouse: ClickHouse, lanes: u32) -> Self {
+        Self { clickhouse, window: deduplication_window(lanes), known: Mutex::new(None) }
     }
 
     /// Forgets what is known: the next use looks again.
@@ -90,7 +92,7 @@ impl Tables {
                 missing.iter().map(|c| format!("ADD COLUMN IF NOT EXISTS {}", declaration(c))).collect();
             format!("ALTER TABLE {name} {}", add.join(", "))
         } else {
-            create_stream_table(&name, columns)
+            create_stream_table(&name, columns, self.window)
         };
         tracing::info!(table = %stream, columns = missing.len(), "making or widening a table");
         self.clickhouse.execute(&sql, STATEMENT_TIMEOUT).await?;
@@ -113,7 +115,7 @@ impl Tables {
              ORDER BY (gateway, stream, time) {}",
             quoted(self.clickhouse.database()),
             quoted(QUARANTINE),
-            engine_settings()
+            engine_settings(self.window)
         );
         *known = None;
         self.clickhouse.execute(&sql, STATEMENT_TIMEOUT).await
@@ -217,14 +219,14 @@ fn declaration(column: &Column) -> String {
     format!("{} Nullable({ty})", quoted(&column.name))
 }
 
-fn create_stream_table(name: &str, columns: &[Column]) -> String {
+fn create_stream_table(name: &str, columns: &[Column], window: u64) -> String {
     let declared: String = columns.iter().map(|c| format!("{}, ", declaration(c))).collect();
     format!(
         "CREATE TABLE IF NOT EXISTS {name} (time DateTime64(9, 'UTC'), device LowCardinality(String), {declared}\
          gateway LowCardinality(String), seq UInt64, _partition UInt32, _offset UInt64, \
          INDEX log_position (_partition, _offset) TYPE minmax GRANULARITY 1) \
          ENGINE = MergeTree ORDER BY (device, time) {}",
-        engine_settings()
+        engine_settings(window)
     )
 }
 
@@ -268,9 +270,8 @@ mod tests {
     fn names_and_texts_cannot_break_out() {
         assert_eq!(quoted("a`b\\c"), "`a\\`b\\\\c`");
         assert_eq!(text_literal("a'b\\c"), "'a\\'b\\\\c'");
-        assert!(
-            create_stream_table("t", &[column("a", ColumnType::Bytes)])
-                .contains("`a` Nullable(String), gateway")
-        );
+        let sql = create_stream_table("t", &[column("a", ColumnType::Bytes)], 99);
+        assert!(sql.contains("`a` Nullable(String), gateway"), "{sql}");
+        assert!(sql.contains("non_replicated_deduplication_window = 99,"), "{sql}");
     }
 }

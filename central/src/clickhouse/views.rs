@@ -12,7 +12,7 @@ use super::{
     ClickHouse, ClickhouseError, quoted,
     tables::{QUARANTINE, text_literal as text},
 };
-use crate::sink::limits::{DEDUPLICATION_WINDOW, STATEMENT_TIMEOUT};
+use crate::sink::limits::{STATEMENT_TIMEOUT, deduplication_window};
 use async_trait::async_trait;
 use serde::Serialize;
 use std::{
@@ -96,6 +96,7 @@ pub trait ViewSource: Send + Sync {
 #[derive(Debug, Clone)]
 pub struct Views {
     clickhouse: ClickHouse,
+    window: u64,
 }
 
 /// A table that holds rows.
@@ -134,6 +135,8 @@ struct Found {
     /// Stream, source and view, each once for each source.
     edges: Vec<(String, TableName, TableName)>,
     definitions: BTreeMap<TableName, Definition>,
+    /// Blocks that a table must recognise for each table whose inserts reach it.
+    window: u64,
 }
 
 /// What servers do where nothing is said.
@@ -147,9 +150,9 @@ const PLAIN: &str = "non_replicated_deduplication_window";
 const REPLICATED: &str = "replicated_deduplication_window";
 
 impl Views {
-    /// The views of this server; nothing is asked yet.
-    pub fn new(clickhouse: ClickHouse) -> Self {
-        Self { clickhouse }
+    /// The views of this server; nothing is asked yet. Each of the lanes may write each table.
+    pub fn new(clickhouse: ClickHouse, lanes: u32) -> Self {
+        Self { clickhouse, window: deduplication_window(lanes) }
     }
 
     /// All views on tables of streams, and the tables themselves.
@@ -190,7 +193,7 @@ impl Views {
              '_offset') AND engine NOT LIKE '%View' AND name != {}",
             text(QUARANTINE)
         );
-        let mut found = Found::default();
+        let mut found = Found { window: self.window, ..Found::default() };
         let roots = self.holders(&roots).await?;
         let mut wave: Vec<(String, TableName)> = roots.keys().map(|n| (n.table.clone(), n.clone())).collect();
         found.holders = roots;
@@ -324,7 +327,7 @@ impl Found {
             .filter(|(.., view)| writes(view))
             .map(|(stream, _, view)| (stream, view))
             .collect();
-        DEDUPLICATION_WINDOW * (sources.len().max(1) as u64)
+        self.window * (sources.len().max(1) as u64)
     }
 
     fn look(&self) -> Look {

@@ -3,7 +3,7 @@
 use super::{
     ahead::Hands,
     core::{Event, Lane, Pace, Step},
-    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, LINGER, QUIET, SURE, TOKENS_SURE},
+    limits::{BACKOFF_MAX, BACKOFF_MIN, BLOCK_ROWS_MAX, LINGER, QUIET, SURE, tokens_sure},
     metrics::SinkMetrics,
     store::Store,
 };
@@ -38,14 +38,15 @@ fn ns(d: Duration) -> u64 {
 }
 
 impl SinkOptions {
-    fn pace(self) -> Pace {
+    /// With so many lanes besides that may write the same tables, this one included.
+    fn pace(self, lanes: u32) -> Pace {
         Pace {
             rows_max: self.rows_max.max(1),
             bytes_max: self.bytes_max.max(1),
             linger_ns: ns(self.linger),
             quiet_ns: ns(QUIET),
             sure_ns: ns(SURE),
-            tokens: TOKENS_SURE,
+            tokens: tokens_sure(lanes),
             backoff_min_ns: ns(BACKOFF_MIN),
             backoff_max_ns: ns(BACKOFF_MAX),
         }
@@ -88,7 +89,7 @@ impl LaneDriver {
     }
 
     async fn work(&self) {
-        let mut lane = Lane::new(self.log.id(), self.options.pace());
+        let mut lane = Lane::new(self.log.id(), self.options.pace(self.log.partitions()));
         let mut hands = Hands::default();
         let mut tail = self.log.tail_moved(SINK_GROUP, self.partition);
         loop {

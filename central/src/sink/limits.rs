@@ -25,18 +25,25 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// From one insert of a lane to its next, unless ranges are full.
 pub const LINGER: Duration = Duration::from_millis(150);
-/// Lanes that may write one table at their full rate, with room to a log of the default size.
-pub const LANES_PER_TABLE: u64 = 18;
-/// Blocks that a table remembers tokens of; every insert of every lane takes one.
-pub const DEDUPLICATION_WINDOW: u64 = 25_000;
-/// A token is used again only while fewer inserts came since: the other half of the window is for what all lanes insert
-/// while that insert is on its way, for [`SURE`] and [`QUIET`] at most.
-pub const TOKENS_SURE: u64 = DEDUPLICATION_WINDOW / 2;
+/// Least number of blocks that a table remembers tokens of; every insert of every lane takes one.
+pub const DEDUPLICATION_WINDOW_MIN: u64 = 25_000;
+/// Inserts of one lane into one table while an insert is on its way, at most.
+const INSERTS_OF_A_LANE: u64 = ((SURE.as_millis() + QUIET.as_millis()) / LINGER.as_millis() + 1) as u64;
 
-const _: () = assert!(
-    LANES_PER_TABLE as u128 * ((SURE.as_millis() + QUIET.as_millis()) / LINGER.as_millis())
-        <= TOKENS_SURE as u128
-);
+/// Blocks that a table remembers tokens of, when so many lanes may write it at their full rate. A token is used again only
+/// while fewer inserts than half of them came since ([`tokens_sure`]): the other half is for what all lanes insert while
+/// that insert is on its way, for [`SURE`] and [`QUIET`] at most.
+pub const fn deduplication_window(lanes: u32) -> u64 {
+    let needed = 2 * INSERTS_OF_A_LANE * lanes as u64;
+    if needed > DEDUPLICATION_WINDOW_MIN { needed } else { DEDUPLICATION_WINDOW_MIN }
+}
+
+/// A token is used again while the table took fewer inserts since.
+pub const fn tokens_sure(lanes: u32) -> u64 {
+    deduplication_window(lanes) / 2
+}
+
+const _: () = assert!(deduplication_window(18) == DEDUPLICATION_WINDOW_MIN);
 const _: () = assert!(QUIET.as_secs() > INSERT_TIMEOUT.as_secs());
 // A slow server is no reason to doubt: a read-back that was answered in time allows its insert.
 const _: () = assert!(SURE.as_secs() >= STATEMENT_TIMEOUT.as_secs());

@@ -68,7 +68,8 @@ pub fn start(parts: Parts, tasks: &mut Tasks) -> SinkHandle {
     let partitions = 0..parts.log.partitions();
     let told: Vec<_> = partitions.map(|_| Arc::new(watch::Sender::new(LaneStatus::default()))).collect();
     let lanes = told.iter().map(|t| t.subscribe()).collect();
-    let (views, metrics) = (Views::new(parts.clickhouse.clone()), parts.metrics.clone());
+    let (views, metrics) =
+        (Views::new(parts.clickhouse.clone(), parts.log.partitions()), parts.metrics.clone());
     let token = tasks.token();
     tasks.spawn("views", async move {
         guard::keep_secure(views, metrics, token).await;

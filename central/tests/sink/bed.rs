@@ -67,7 +67,7 @@ impl Life {
             database: "tidegate".into(),
         };
         let clickhouse = ClickHouse::following(server.url(), account);
-        let tables = Arc::new(Tables::new(clickhouse.clone()));
+        let tables = Arc::new(Tables::new(clickhouse.clone(), log.partitions()));
         let mut tasks = Tasks::new();
         let token = tasks.token();
         let registry = Registry::new();

@@ -24,7 +24,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut is: impl FnMut() -> F) 
 }
 
 async fn look(life: &Life) -> Vec<View> {
-    Views::new(life.clickhouse.clone()).look().await.expect("an answer").views
+    Views::new(life.clickhouse.clone(), 2).look().await.expect("an answer").views
 }
 
 /// Waits until central has set what these views need.
@@ -194,5 +194,26 @@ async fn inserts_are_counted_from_a_moment_on_also_when_they_are_merged() {
     assert_eq!((since(0).await, since(now).await, since(soon).await), (6, 6, 0));
     run(&life, &["OPTIMIZE TABLE tidegate.machine FINAL"]).await;
     assert_eq!((since(now).await, since(soon).await), (6, 0));
+    life.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_grow_with_the_lanes_that_may_write_a_table() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = open_log(dir.path());
+    let life = Life::begin(dir.path(), &log);
+    let mut gateway = Gateway::new("g0", "machine", &[F]);
+    put(&log, 0, vec![gateway.record(5)]).await;
+    life.settled(&log).await;
+    let has = async |window: u64| {
+        let sql = "SELECT engine_full FROM system.tables WHERE database = 'tidegate' AND name = 'machine'";
+        let engine: Vec<String> = life.rows(sql).await;
+        let setting = format!("non_replicated_deduplication_window = {window},");
+        assert!(engine[0].contains(&setting), "{setting} {engine:?}");
+    };
+    has(25_000).await;
+    // The same database, under a log of more partitions: also what is there already.
+    Views::new(life.clickhouse.clone(), 100).secure().await.expect("an answer");
+    has(133_400).await;
     life.end().await;
 }
