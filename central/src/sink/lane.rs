@@ -224,7 +224,7 @@ impl LaneDriver {
                 Event::ViewsUnsure(intent) => {
                     self.metrics.views_unsure.inc();
                     tracing::warn!(partition, from = %intent.from, to = %intent.to,
-                        "the rows are in their tables, but a materialized view on them may lack these or have them twice: its insert was never answered and is too old to be repeated");
+                        "the rows are in their tables, but a materialized view on them may lack these or have them twice: an insert was not answered, and the server may have forgotten its name");
                 }
                 Event::Halted(reason) => {
                     self.metrics.halted.with(&[&partition]).set(1.0);
