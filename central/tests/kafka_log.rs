@@ -26,7 +26,7 @@ use tidegate_central::{
         ClaimError, CommitError, ContentType, DataRecord, Head, Lease, Log, Offset, Outlet, Partition,
         Progress, ProgressRecord, ReadError, RecordHeaders, Shard, StreamEvents,
         kafka::{ClientOptions, Kafka, KafkaOptions},
-        shard_of,
+        partition_of, shard_of,
     },
 };
 
@@ -132,6 +132,20 @@ async fn groups_are_atomic_owners_are_fenced_and_offsets_are_leased() {
     }
     assert_eq!(read_all(&a, "test", 1).await, (1..=40).collect::<Vec<_>>());
     assert_eq!(read_all(&a, "test", 1 << 20).await, (1..=40).collect::<Vec<_>>());
+
+    // Two reads of one reader at a time: each has the records that it asked for, or an error. A group takes three offsets.
+    let (home, mut overtaken) = (partition_of(&plant, PARTITIONS), 0);
+    for _ in 0..20 {
+        let read = |from| a.read("test", home, Offset(from), 1 << 20);
+        let (all, some) = tokio::join!(read(0), read(30));
+        for (from, read) in [(0, all), (30, some)] {
+            match read {
+                Ok(records) => assert_eq!(records.first().map(|r| r.offset), Some(Offset(from))),
+                Err(_) => overtaken += 1,
+            }
+        }
+    }
+    assert!(overtaken > 0, "the reads did not meet");
 
     // A later claim, as by a process that believes it owns the shard: the earlier one can commit nothing any more.
     let zombie = open(KafkaOptions { sink: false, ..options(&broker, &prefix, "z") }).await;

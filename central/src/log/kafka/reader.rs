@@ -143,6 +143,12 @@ impl Reader {
                         part.at = None;
                         return Err(error);
                     }
+                    if part.at != Some(from) {
+                        // What is in the buffer, or not, is not what was asked for here.
+                        let reason =
+                            format!("a read from {from} was overtaken by another of the same reader");
+                        return Err(ReadError::Storage { partition, reason });
+                    }
                     if !part.seek && (!part.buffer.is_empty() || part.ended) {
                         return Ok(part.take(bytes_max));
                     }
