@@ -102,10 +102,15 @@ async fn a_shard_moves_at_once_after_a_clean_end_and_soon_after_a_kill() -> anyh
     cluster.plant.rows(STREAM, sent, DEADLINE).await.with_context(|| cluster.logs())?;
     let values = simple::values(&cluster.plant, "a").await?;
     ensure!(values == (0..sent).map(|i| i as f64).collect::<Vec<_>>(), "{} values of {sent}", values.len());
-    // The machine may be busy with something else once.
+    // Kafka's library waits half a second in some claims (ARCHITECTURE.md); those may come a little late.
     stopped.sort();
-    let usual = stopped[stopped.len() / 2];
-    ensure!(usual < AFTER_STOP, "{stopped:?} after a clean end\n{}", cluster.logs());
+    let in_time = stopped.iter().filter(|took| **took < AFTER_STOP).count();
+    ensure!(in_time >= 2, "{stopped:?} after a clean end\n{}", cluster.logs());
+    ensure!(
+        stopped.iter().all(|took| *took < 2 * AFTER_STOP),
+        "{stopped:?} after a clean end\n{}",
+        cluster.logs()
+    );
     ensure!(killed.iter().all(|took| *took < AFTER_KILL), "{killed:?} after a kill\n{}", cluster.logs());
     Ok(())
 }
