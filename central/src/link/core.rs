@@ -5,8 +5,8 @@
 //! with [`Order::on_commit`], which gives the acknowledgements, or ends the claim.
 //!
 //! Invariants:
-//! - a group is committed when its first part has waited for the interval, when it is full, or when a session has as much in
-//!   it as it may send before it is acknowledged, by half; then nothing more is taken in before;
+//! - a group is committed when its first part has waited for the interval, when it is full, or when one session has half of
+//!   the blocks in it that it may send before they are acknowledged; once it is due nothing more is taken in;
 //! - one group is under way at a time, and nothing of it is acknowledged before its commit is known to have succeeded;
 //! - after a commit that failed or is in doubt it is of no use any more: only a new claim tells what is stored.
 //!
@@ -150,6 +150,7 @@ impl Order {
 
     /// A session is over.
     pub fn gone(&mut self, session: SessionId) {
+        self.blocks.remove(&session);
         self.receiver.disconnected(session);
     }
 
