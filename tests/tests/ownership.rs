@@ -1,5 +1,5 @@
-//! How long the streams of a gateway have no owner: its shard moves to another process within a second of a clean end, mostly,
-//! and within ten of a SIGKILL, while devices go on to be acknowledged.
+//! How long the streams of a gateway have no owner: its shard moves to another process within a second of a clean end, and within ten
+//! of a SIGKILL, while devices go on to be acknowledged.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -102,15 +102,11 @@ async fn a_shard_moves_at_once_after_a_clean_end_and_soon_after_a_kill() -> anyh
     cluster.plant.rows(STREAM, sent, DEADLINE).await.with_context(|| cluster.logs())?;
     let values = simple::values(&cluster.plant, "a").await?;
     ensure!(values == (0..sent).map(|i| i as f64).collect::<Vec<_>>(), "{} values of {sent}", values.len());
-    // Kafka's library waits half a second in some claims (ARCHITECTURE.md); those may come a little late.
-    stopped.sort();
+    // One may be late: other work on the machine takes its time, too.
     let in_time = stopped.iter().filter(|took| **took < AFTER_STOP).count();
-    ensure!(in_time >= 2, "{stopped:?} after a clean end\n{}", cluster.logs());
-    ensure!(
-        stopped.iter().all(|took| *took < 2 * AFTER_STOP),
-        "{stopped:?} after a clean end\n{}",
-        cluster.logs()
-    );
+    ensure!(in_time >= STOPS - 1, "{stopped:?} after a clean end\n{}", cluster.logs());
+    let longest = stopped.iter().max();
+    ensure!(longest < Some(&(2 * AFTER_STOP)), "{stopped:?} after a clean end\n{}", cluster.logs());
     ensure!(killed.iter().all(|took| *took < AFTER_KILL), "{killed:?} after a kill\n{}", cluster.logs());
     Ok(())
 }

@@ -14,6 +14,8 @@ pub(super) const BUFFER_BYTES_MAX: usize = 48 << 20;
 /// Bytes that the library fetches ahead of a reader, in KiB.
 pub(super) const FETCHED_KIB_MAX: usize = 32_768;
 
+/// How long a transactional producer waits for its first connection before it begins: as long as the library would.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// What the broker gives a transaction of the link; then it aborts it.
 pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Within this everything of a transaction has been taken by the broker, or it is given up.

@@ -24,8 +24,8 @@ use super::{
     hanging::End,
     headers,
     limits::{
-        DELIVERY_POLL, DRAIN_TIMEOUT, MESSAGE_BYTES_MAX, PRODUCER_KIB_MAX, SEEN_POLL, SEEN_TIMEOUT,
-        TRANSACTION_TIMEOUT, ms,
+        CONNECT_TIMEOUT, DELIVERY_POLL, DRAIN_TIMEOUT, MESSAGE_BYTES_MAX, PRODUCER_KIB_MAX, SEEN_POLL,
+        SEEN_TIMEOUT, TRANSACTION_TIMEOUT, ms,
     },
     lock,
     whole::Entry,
@@ -108,6 +108,9 @@ impl Owner {
             config.set(*key, *value);
         }
         let producer: BaseProducer<Deliveries> = config.create_with_context(Deliveries::default())?;
+        // The library looks for a connected broker when it begins, and else only each half second. Asked for an offset, a
+        // client is connected to a broker of the cluster when it has the answer; where none comes, the next line says why.
+        let _ = producer.client().fetch_watermarks(&options.topic("control"), 0, CONNECT_TIMEOUT);
         producer.init_transactions(Timeout::After(TRANSACTION_TIMEOUT))?;
         Ok(Self(producer))
     }
