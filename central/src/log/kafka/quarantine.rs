@@ -19,11 +19,12 @@ use crate::log::{Offset, Partition};
 use daemon::metrics::{CounterVec, Registry};
 use rdkafka::{
     message::{Header, Headers, OwnedHeaders},
-    producer::{FutureProducer, FutureRecord, Producer},
+    producer::{FutureProducer, FutureRecord},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 /// A record that is none, as it was found.
@@ -118,14 +119,9 @@ struct Others {
     places: Vec<(Partition, Offset)>,
 }
 
-/// Reads the topic, unless it ends where it is known to. Blocks.
-fn others(
-    whole: &Whole,
-    producer: &FutureProducer,
-    topic: &str,
-    known_end: i64,
-) -> Result<Option<Others>, String> {
-    let (_, end) = producer.client().fetch_watermarks(topic, 0, ASK_TIMEOUT).map_err(|e| e.to_string())?;
+/// Reads the topic, unless it ends where it is known to; brokers that are away are waited for so long. Blocks.
+fn others(whole: &Whole, topic: &str, known_end: i64, within: Duration) -> Result<Option<Others>, String> {
+    let end = whole.ends(topic, 0, within)?.high;
     if end == known_end {
         return Ok(None);
     }
@@ -150,7 +146,7 @@ impl Quarantine {
         config.set("message.max.bytes", MESSAGE_BYTES_MAX.to_string());
         let producer = config.create().map_err(|e| e.to_string())?;
         let mut known = Known::default();
-        known.hear(others(&whole, &producer, &topic, 0)?);
+        known.hear(others(&whole, &topic, 0, WHOLE_TIMEOUT)?);
         let known = tokio::sync::Mutex::new(known);
         Ok(Self { whole, topic, producer, known, kept: OnceLock::new() })
     }
@@ -173,9 +169,8 @@ impl Quarantine {
         let (partition, offset) = (found.partition, found.offset);
         let mut known = self.known.lock().await;
         // Poison is rare: a question to the broker costs less than what is told twice.
-        let (whole, producer, topic) = (self.whole.clone(), self.producer.clone(), self.topic.clone());
-        let end = known.end;
-        known.hear(blocking(move || others(&whole, &producer, &topic, end)).await??);
+        let (whole, topic, end) = (self.whole.clone(), self.topic.clone(), known.end);
+        known.hear(blocking(move || others(&whole, &topic, end, ASK_TIMEOUT)).await??);
         if known.places.get(&partition).is_some_and(|places| places.has(offset)) {
             return Ok(false);
         }
