@@ -94,9 +94,20 @@ impl Kafka {
 
     /// Starts one, whatever is named.
     pub async fn start_own(settings: &[(&str, &str)]) -> anyhow::Result<Self> {
-        let settings = settings.iter().flat_map(|(k, v)| ["--set".to_owned(), format!("{k}={v}")]);
+        Self::start_own_with_users(settings, &[]).await
+    }
+
+    /// The same with users and their passwords, for SCRAM-SHA-512.
+    pub async fn start_own_with_users(
+        settings: &[(&str, &str)],
+        users: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let option = |name: &str, pairs: &[(&str, &str)]| -> Vec<String> {
+            pairs.iter().flat_map(|(k, v)| [name.to_owned(), format!("{k}={v}")]).collect()
+        };
+        let settings = [option("--set", settings), option("--user", users)].concat();
         let folder = TempDir::with_prefix("tidegate-kafka-")?;
-        let ours = Ours { settings: settings.collect(), program: None, folder };
+        let ours = Ours { settings, program: None, folder };
         let mut me = Self { address: String::new(), ours: Some(ours) };
         me.restart().await?;
         Ok(me)
@@ -204,6 +215,29 @@ impl Kafka {
         let settings: Vec<String> = settings.iter().map(|(k, v)| format!("{k}={v}")).collect();
         settings.iter().for_each(|s| args.extend(["--config", s]));
         self.tool("org.apache.kafka.tools.TopicCommand", &args, "").map(drop)
+    }
+
+    /// Runs lines for a shell that call `kafka-acls.sh`, as Kafka's own package has it, with `broker:9092` for the broker.
+    pub fn run_acls(&self, lines: &str) -> anyhow::Result<()> {
+        let folder = TempDir::new()?;
+        let script = folder.path().join("kafka-acls.sh");
+        std::fs::write(folder.path().join("admin.properties"), "")?;
+        let class_path = format!("{}/*", tools()?.display());
+        let java = "java -XX:TieredStopAtLevel=1 -Xmx256m -Dorg.slf4j.simpleLogger.defaultLogLevel=error";
+        let run =
+            format!("#!/bin/sh\nexec {java} -cp '{class_path}' org.apache.kafka.tools.AclCommand \"$@\"\n");
+        std::fs::write(&script, run)?;
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let lines = format!("set -e\n{}", lines.replace("broker:9092", &self.address));
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(&lines).current_dir(&folder);
+        shell.env("PATH", format!("{}:{path}", folder.path().display()));
+        let out = shell.output()?;
+        if !out.status.success() {
+            bail!("{lines}\n{}", String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(())
     }
 
     /// Writes one record a line.
