@@ -23,7 +23,7 @@ pub use gate::{SchemaGate, SchemaRefusal, Unchecked};
 pub use gateways::{Connection, GatewayState, Gateways, StreamState};
 pub use metrics::{LinkMetrics, log_size_metrics, watch_log};
 
-use crate::log::{ClaimError, Log};
+use crate::log::{ClaimError, Log, Panicked};
 use ::link::{
     server::{ServerConfigLimits, ServerError, serve},
     tls::{RevokedSerials, TlsError, TlsFiles},
@@ -87,6 +87,12 @@ pub enum LinkError {
     /// A part of the role ended although nobody asked it to.
     #[error("the link's {0} ended")]
     Ended(&'static str),
+}
+
+impl From<Panicked> for LinkError {
+    fn from(_: Panicked) -> Self {
+        Self::Ended("committer")
+    }
 }
 
 /// Binds the address, so that a caller knows it before gateways come.

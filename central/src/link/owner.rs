@@ -10,16 +10,10 @@ use super::{
 };
 use crate::{
     limits::{CLAIM_BACKOFF_MAX, CLAIM_BACKOFF_MIN, COMMITTER_INPUTS},
-    log::{ClaimError, CommitError, Lease, Shard},
+    log::{ClaimError, CommitError, Shard, for_each_owned},
 };
-use std::{
-    collections::{BTreeMap, btree_map::Entry},
-    time::Duration,
-};
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
+use std::{collections::BTreeMap, time::Duration};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The way to the committer of each shard that has one here.
@@ -53,41 +47,16 @@ pub(super) async fn own_shards(
     routes: Routes,
     stop: CancellationToken,
 ) -> Result<(), LinkError> {
-    let mut owned = parts.log.shards_owned();
-    let mut here: BTreeMap<Shard, (Lease, CancellationToken)> = BTreeMap::new();
-    let mut committers: JoinSet<(Shard, Result<(), LinkError>)> = JoinSet::new();
-    let mut changes = true;
-    loop {
-        let now = owned.borrow_and_update().clone();
-        for (shard, (lease, token)) in &here {
-            if now.get(shard) != Some(lease) {
-                token.cancel();
-            }
+    let owned = parts.log.shards_owned();
+    for_each_owned(owned, stop, move |shard, _lease, token| {
+        let (parts, config, routes) = (parts.clone(), config.clone(), routes.clone());
+        async move {
+            let done = own(shard, &parts, &config, &routes, token).await;
+            routes.take(shard);
+            done
         }
-        for (shard, lease) in now {
-            // One whose lease has ended is started again when its committer is gone.
-            if let Entry::Vacant(place) = here.entry(shard) {
-                let token = stop.child_token();
-                place.insert((lease, token.clone()));
-                let (parts, config, routes) = (parts.clone(), config.clone(), routes.clone());
-                committers.spawn(async move {
-                    let done = own(shard, &parts, &config, &routes, token).await;
-                    routes.take(shard);
-                    (shard, done)
-                });
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            // A log whose owner never changes says so by closing the channel.
-            changed = owned.changed(), if changes => changes = changed.is_ok(),
-            Some(ended) = committers.join_next() => {
-                let (shard, done) = ended.map_err(|_| LinkError::Ended("committer"))?;
-                done?;
-                here.remove(&shard);
-            }
-        }
-    }
+    })
+    .await
 }
 
 /// One shard, for one lease.

@@ -25,9 +25,11 @@ mod codec;
 pub mod embedded;
 pub mod kafka;
 mod outlet;
+mod owned;
 mod progress;
 
 pub use outlet::{Outlet, StreamEvents};
+pub use owned::{Panicked, for_each_owned};
 pub use progress::{
     Counted, Head, LossEntry, Progress, ProgressKey, ProgressKind, ProgressRecord, Quarantined,
 };
