@@ -3,7 +3,10 @@
 //! A range of the log goes into its tables in these steps, and each can be cut off anywhere:
 //!
 //! 1. the committed offset and its metadata, the intent, are read;
-//! 2. with an intent, its range is read again and looked for in the tables (*read back*) before anything is sent;
+//! 2. with an intent, its range is read again, the intent is committed as it is, and the range is looked for in the tables
+//!    (*read back*) before anything is sent. The commit is refused where another process owns the partition by now: else one
+//!    that does not know it yet might send what that one has just named, and the owner's first insert of it would be
+//!    answered from the token alone;
 //! 3. without one, records are gathered until rows, bytes or time trigger; the intent is committed;
 //! 4. the range is inserted, one block a table, under a token that names range and generation;
 //! 5. success: the offset is committed, with the next intent when there is one already;
@@ -15,7 +18,8 @@
 //! 8. an ambiguous commit: everything is forgotten and read again; what is stored is the truth. So it is after the
 //!    process stood still between being sure of a range and sending it: others may have gone on meanwhile.
 //!
-//! Invariants: no insert without an acknowledged intent for exactly its range, asked for a short while ago; a token names
+//! Invariants: no insert without an intent for exactly its range that this lane has committed, asked for a short while ago; a
+//! range that was named here is sent by others only after they own the partition; a token names
 //! one set of records, and is used again only while the table remembers it for certain; the offset moves only past
 //! records that were answered for without doubt or seen in the tables.
 //!
@@ -55,6 +59,8 @@ struct Sent {
 enum State {
     Start,
     Range,
+    /// Commit the intent that was found, then look for its range.
+    Confirm,
     Idle,
     /// Commit the intent of `work`, then insert these.
     Intend(Vec<Offset>),
@@ -154,7 +160,9 @@ impl Lane {
     fn next_step(&mut self, now: u64, high: Offset) -> Step {
         match &self.state {
             State::Start | State::Pause(..) => Step::Start,
-            State::Range | State::ReadBack | State::Intend(_) | State::Insert(_) => self.work_step(),
+            State::Range | State::Confirm | State::ReadBack | State::Intend(_) | State::Insert(_) => {
+                self.work_step()
+            }
             State::Idle => self.idle_step(now, high),
             State::Settled(to) => {
                 let to = *to;
@@ -339,7 +347,7 @@ impl Lane {
         }
         self.next_read = work.intent.to;
         work.items = items;
-        self.state = State::ReadBack;
+        self.state = State::Confirm;
     }
 
     /// Answers [`Step::Commit`]. On an error nobody knows what is stored, so it is read again.
@@ -351,6 +359,7 @@ impl Lane {
         }
         match std::mem::replace(&mut self.state, State::Start) {
             State::Intend(offsets) => self.state = State::Insert(offsets),
+            State::Confirm => self.state = State::ReadBack,
             State::Moving(to) => {
                 self.position = to;
                 self.failures = 0;

@@ -394,6 +394,7 @@ fn what_is_gone_and_may_be_in_a_view_is_said_when_its_token_may_be_forgotten() {
         let mut lane = Lane::new("l", PACE);
         lane.on_start(world.now, Ok((world.committed.clone(), None)));
         lane.on_range(world.now, Ok(offsets.iter().map(|o| item(o.0)).collect()));
+        lane.on_commit(world.now, Ok(()));
         let tables: BTreeSet<StreamName> = offsets.iter().map(|o| item(o.0).stream).collect();
         let newer = tables.iter().map(|t| (t.clone(), newer)).collect();
         let empty = Tables { found: BTreeMap::new(), newer };
@@ -410,6 +411,24 @@ fn what_is_gone_and_may_be_in_a_view_is_said_when_its_token_may_be_forgotten() {
         let times = events.iter().filter(|e| **e == Event::ViewsUnsure(intent.clone())).count();
         assert_eq!(times, usize::from(said), "once, if at all: {events:?}");
     }
+}
+
+#[test]
+fn what_another_process_named_is_confirmed_before_it_is_touched() {
+    let (world, _, intent, offsets) = about_to_insert();
+    let found = |lane: &mut Lane, now| {
+        lane.on_start(now, Ok((world.committed.clone(), None)));
+        lane.on_range(now, Ok(offsets.iter().map(|o| item(o.0)).collect()));
+        assert_eq!(step(lane, now, Offset(0)), Step::Commit(intent.from, intent.encode()));
+    };
+    let mut lane = Lane::new("l", PACE);
+    found(&mut lane, world.now);
+    lane.on_commit(world.now, Err("it is owned by someone newer".into()));
+    let later = world.now + PACE.backoff_max_ns;
+    assert_eq!(step(&mut lane, later, Offset(0)), Step::Start, "it is not this lane's to send");
+    found(&mut lane, later);
+    lane.on_commit(later, Ok(()));
+    assert_eq!(step(&mut lane, later, Offset(0)), Step::ReadBack(intent));
 }
 
 #[test]
