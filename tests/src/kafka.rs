@@ -25,6 +25,10 @@ const READY: Duration = Duration::from_secs(90);
 /// When the console consumer gives up waiting for more; it takes a while to find the first record.
 const SILENCE_MS: &str = "12000";
 
+/// How the broker's tools are run: they are short, and say only what goes wrong.
+const JVM: [&str; 3] =
+    ["-XX:TieredStopAtLevel=1", "-Xmx256m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"];
+
 /// A record as the console consumer shows it.
 #[derive(Debug)]
 pub struct Record<'a> {
@@ -222,11 +226,9 @@ impl Kafka {
         let folder = TempDir::new()?;
         let script = folder.path().join("kafka-acls.sh");
         std::fs::write(folder.path().join("admin.properties"), "")?;
-        let class_path = format!("{}/*", tools()?.display());
-        let java = "java -XX:TieredStopAtLevel=1 -Xmx256m -Dorg.slf4j.simpleLogger.defaultLogLevel=error";
-        let run =
-            format!("#!/bin/sh\nexec {java} -cp '{class_path}' org.apache.kafka.tools.AclCommand \"$@\"\n");
-        std::fs::write(&script, run)?;
+        let (jvm, jars) = (JVM.join(" "), tools()?);
+        let java = format!("java {jvm} -cp '{}/*' org.apache.kafka.tools.AclCommand", jars.display());
+        std::fs::write(&script, format!("#!/bin/sh\nexec {java} \"$@\"\n"))?;
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let path = std::env::var("PATH").unwrap_or_default();
         let lines = format!("set -e\n{}", lines.replace("broker:9092", &self.address));
@@ -315,7 +317,7 @@ impl Kafka {
 
     fn java(&self, class: &str) -> anyhow::Result<Command> {
         let mut java = Command::new("java");
-        java.args(["-XX:TieredStopAtLevel=1", "-Xmx256m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error"]);
+        java.args(JVM);
         java.arg("-cp").arg(format!("{}/*", tools()?.display())).arg(class);
         java.args(["--bootstrap-server", &self.address]);
         Ok(java)

@@ -1,5 +1,5 @@
-//! How long the streams of a gateway have no owner: its shard moves to another process within a second of a clean end, and within ten
-//! of a SIGKILL, while devices go on to be acknowledged.
+//! How long the streams of a gateway have no owner: its shard moves to another process within a second of a clean end, and
+//! within ten of a SIGKILL, while devices go on to be acknowledged.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
